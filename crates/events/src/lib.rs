@@ -1,0 +1,1 @@
+//! The records that the eBPF programs send: one C header, its Rust mirror, and their decoding.

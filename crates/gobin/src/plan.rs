@@ -1,0 +1,174 @@
+//! The outcome of an analysis: which instructions to probe, and where each finds its arguments.
+
+use crate::{Abi, Arch, Error, FileOffset, GoVersion, Vaddr};
+
+/// The functions of `crypto/tls` that we look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Function {
+    /// `(*Conn).writeRecordLocked(typ recordType, data []byte) (int, error)`: all plaintext that
+    /// leaves, before it is split into records.
+    WriteRecordLocked,
+    /// `(*Conn).Read(b []byte) (int, error)`: all plaintext that arrives.
+    Read,
+    /// `(*Config).writeKeyLog(label string, clientRandom, secret []byte) error`; before Go 1.12
+    /// without the label.
+    WriteKeyLog,
+    /// `keysFromMasterSecret(version uint16, suite *cipherSuite, masterSecret, clientRandom,
+    /// serverRandom []byte, macLen, keyLen, ivLen int)`: TLS 1.2 and older, resumed or not.
+    KeysFromMasterSecret,
+    /// `(*Conn).Close() error`.
+    Close,
+}
+
+impl Function {
+    /// Every function, in the order in which reports list them.
+    pub const ALL: [Self; 5] = [
+        Self::WriteRecordLocked,
+        Self::Read,
+        Self::WriteKeyLog,
+        Self::KeysFromMasterSecret,
+        Self::Close,
+    ];
+
+    /// The name in pclntab, for the package with this import path (`crypto/tls`, or a copy's).
+    pub fn symbol(self, package: &str) -> String {
+        let suffix = match self {
+            Self::WriteRecordLocked => "(*Conn).writeRecordLocked",
+            Self::Read => "(*Conn).Read",
+            Self::WriteKeyLog => "(*Config).writeKeyLog",
+            Self::KeysFromMasterSecret => "keysFromMasterSecret",
+            Self::Close => "(*Conn).Close",
+        };
+        format!("{package}.{suffix}")
+    }
+}
+
+/// Why an instruction was chosen as a probe site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SiteKind {
+    /// amd64 `push %rbp` behind the stack check: emulated by the kernel, runs once a call.
+    PushFramePointer,
+    /// The stack check's own conditional jump: emulated, but runs again after the stack has grown.
+    /// A hit whose flags say that the jump will be taken (to `runtime.morestack`) must be ignored:
+    /// amd64 `jbe` is taken when CF or ZF is set, arm64 `b.ls` when C is clear or Z is set.
+    StackCheckJump,
+    /// First instruction of a function that has no stack check and thus never starts twice.
+    FirstInstruction,
+    /// The single `call runtime.memmove` in `Read`, which copies plaintext to the caller's buffer.
+    MemmoveCall,
+    /// A return instruction.
+    Return,
+}
+
+/// One instruction to probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Site {
+    /// Its address as linked.
+    pub vaddr: Vaddr,
+    /// Where that is in the file: what the kernel wants to know.
+    pub offset: FileOffset,
+    /// Why this one.
+    pub kind: SiteKind,
+}
+
+/// Where a value is at the moment a site is hit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Location {
+    /// In the n-th integer argument register of Go's register ABI: amd64 AX, BX, CX, DI, SI, R8,
+    /// R9, R10, R11; arm64 X0 to X15.
+    ArgumentRegister(u8),
+    /// In memory, this many bytes above the stack pointer as it is at the site.
+    Stack(u32),
+}
+
+/// A value that a probe needs, by its Go name: `c`, `typ`, `data.ptr`, `data.len`, …
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Argument {
+    /// Its name in the Go source; parts of a slice or string have `.ptr` and `.len` behind it.
+    pub name: &'static str,
+    /// Where it is.
+    pub location: Location,
+}
+
+/// A probe that runs once per call, with the call's arguments at hand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntryProbe {
+    /// The instruction.
+    pub site: Site,
+    /// All arguments' words that we use, in the order of the signature.
+    pub arguments: Vec<Argument>,
+}
+
+/// How plaintext is taken from `(*Conn).Read`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadProbe {
+    /// At the one call of `runtime.memmove`.
+    Copy {
+        /// The call instruction.
+        site: Site,
+        /// Where the receiver `c` was spilled to; always on the stack.
+        receiver: Location,
+        /// First byte of the plaintext.
+        source: Location,
+        /// Its length in bytes.
+        length: Location,
+    },
+    /// At every return.
+    Returns {
+        /// The return instructions.
+        sites: Vec<Site>,
+        /// The receiver `c`, in the caller's frame.
+        receiver: Location,
+        /// First byte of the caller's buffer `b`.
+        buffer: Location,
+        /// The length of `b`, an upper bound of what was read.
+        capacity: Location,
+        /// The result `n`, bytes read.
+        count: Location,
+        /// Why the copy could not be used, in words.
+        because: String,
+    },
+}
+
+impl ReadProbe {
+    /// Every instruction that is to be probed.
+    pub fn sites(&self) -> &[Site] {
+        match self {
+            Self::Copy { site, .. } => std::slice::from_ref(site),
+            Self::Returns { sites, .. } => sites,
+        }
+    }
+}
+
+/// Which of the two ways to read is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReadSitePreference {
+    /// The copy where the binary has it, else the returns.
+    #[default]
+    Auto,
+    /// The copy, or nothing.
+    Copy,
+    /// The returns, even where the copy would do.
+    Returns,
+}
+
+/// All that capture needs to know of one executable.
+#[derive(Clone, Debug)]
+pub struct ProbePlan {
+    /// The machine it runs on.
+    pub arch: Arch,
+    /// How arguments are passed.
+    pub abi: Abi,
+    /// Which Go built it.
+    pub go_version: GoVersion,
+    /// `(*Conn).writeRecordLocked`.
+    pub write: EntryProbe,
+    /// `(*Conn).Read`.
+    pub read: ReadProbe,
+    /// `(*Conn).Close`, or why it can't be probed.
+    pub close: Result<EntryProbe, Error>,
+    /// `(*Config).writeKeyLog`, or why it can't be probed.
+    pub key_log: Result<EntryProbe, Error>,
+    /// `keysFromMasterSecret`, or why it can't be probed.
+    pub master_secret: Result<EntryProbe, Error>,
+}

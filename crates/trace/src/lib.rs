@@ -1,0 +1,1 @@
+//! What happened: from records to text and JSON lines, without I/O.
