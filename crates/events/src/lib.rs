@@ -1,1 +1,13 @@
-//! The records that the eBPF programs send: one C header, its Rust mirror, and their decoding.
+//! The contract between the eBPF programs and user space: the layout of records in the ring buffer
+//! and their decoding.
+//!
+//! `include/record.h` is the C side. The bytes come from the kernel, or from a file that somebody
+//! recorded elsewhere, so [`Record::decode`] trusts nothing: every malformed record is a
+//! [`DecodeError`] and never a panic.
+#![forbid(unsafe_code)]
+
+mod record;
+
+pub use record::{
+    CloseRecord, DataRecord, DecodeError, Direction, Header, Missing, Record, layout,
+};

@@ -1,1 +1,29 @@
-//! What happened: from records to text and JSON lines, without I/O.
+//! What happened: turns the records of the eBPF programs into events, and events into text or JSON
+//! lines.
+//!
+//! Nothing here touches the kernel, the file system or the clock, so a list of recorded records
+//! gives the same output anywhere:
+//!
+//! ```text
+//! records ──► Tracker ──► Event ──► Sink (TextSink, JsonSink) ──► impl Write
+//! ```
+//!
+//! Records are untrusted in what they carry: names and payloads come from the target and its peers.
+//! Memory is bounded by [`Tracker::CONNECTIONS_MAX`] connections, whatever comes.
+#![forbid(unsafe_code)]
+
+mod escape;
+mod event;
+mod hexdump;
+mod json;
+mod text;
+mod time;
+mod tracker;
+
+pub use escape::{escape_name, write_escaped};
+pub use event::{Data, Event, Loss, Lost, Place, Sink};
+pub use hexdump::write_hexdump;
+pub use json::JsonSink;
+pub use text::{Palette, PayloadStyle, TextSink};
+pub use time::Timestamp;
+pub use tracker::{Totals, Tracker};

@@ -1,0 +1,513 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0)
+/*
+ * Uprobes in a Go program's crypto/tls: plaintext from (*Conn).writeRecordLocked and (*Conn).Read,
+ * the end of connections from (*Conn).Close.
+ *
+ * The sites are chosen by crates/gobin; what differs between executables is in `target`, set before
+ * loading, so that the verifier removes what this executable does not need.
+ *
+ * Two rules shape the code. A payload is read straight from the target into the ring buffer, in a
+ * record of about its size: there is no scratch buffer, because since Linux 6.0 a uprobe program
+ * can be preempted by another one on the same CPU. And whatever does not arrive is counted.
+ */
+#include <linux/bpf.h>
+#include <stdbool.h>
+#include <bpf/bpf_helpers.h>
+#include "record.h"
+#include "registers.h"
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";
+
+/* crypto/tls, recordTypeApplicationData */
+#define RECORD_TYPE_APPLICATION_DATA 23
+/* Offset of the data word of the interface tls.Conn.conn, the same in every Go version. */
+#define TLS_CONN_INNER_DATA 8
+/* One call may pass at most this many full records: 1 GiB. */
+#define PARTS_MAX 65536
+/* The same where the kernel has no bpf_loop (before 5.17), which makes the verifier walk through
+ * every single one: 4 MiB. */
+#define PARTS_MAX_WALKED 256
+#define PAGE_SIZE	 4096
+
+/* How the target passes arguments. */
+const volatile struct target {
+	/* The stack ABI (Go < 1.17, arm64 < 1.18), not the register ABI. */
+	__u8 stack_abi;
+	/* The site is the jump of the stack check, which runs again once the stack has grown. */
+	__u8 write_at_stack_check;
+	__u8 close_at_stack_check;
+	/* Where (*Conn).Read's site finds these, in bytes above SP. The stack ABI needs all of
+	 * them, the register ABI has source, length and count in registers. */
+	__u32 read_receiver;
+	__u32 read_source;
+	__u32 read_length;
+	__u32 read_capacity;
+} target = {};
+
+/* Only this process; 0: all. */
+const volatile __u32 filter_pid = 0;
+/* Only processes of this user, if asked for. */
+const volatile __u8 filter_by_uid = 0;
+const volatile __u32 filter_uid = 0;
+/* Capture at most this many bytes of a call; 0: all. */
+const volatile __u64 capture_limit = 0;
+/* The pid namespace to report pids of; inode 0: the initial one. */
+const volatile __u64 pid_namespace_device = 0;
+const volatile __u64 pid_namespace_inode = 0;
+/* Wake user space when this many bytes wait in the ring. */
+const volatile __u64 wake_threshold = 0;
+/* The kernel has bpf_loop. */
+const volatile __u8 has_loop_helper = 0;
+/* These programs are loaded as sleepable ones: memory that is paged out can be fetched. */
+const volatile __u8 may_fault = 0;
+
+struct shared_state shared = {};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4096); /* set by user space */
+} ring SEC(".maps");
+
+struct connection_key {
+	__u64 conn;
+	__u64 pid;
+};
+
+struct stream {
+	/* Bytes and records so far. */
+	__u64 offset;
+	__u32 sequence;
+	__u32 reserved;
+};
+
+struct connection {
+	__u64 first_seen_ns;
+	/* The word that tells apart two tls.Conn which lived at the same address, one after the
+	 * other. */
+	__u64 inner;
+	struct stream streams[2];
+};
+
+/* Least recently used entries make room: a program need not close its connections. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 32768);
+	__type(key, struct connection_key);
+	__type(value, struct connection);
+} connections SEC(".maps");
+
+/* For user space, which compares the layouts of these types with its own. */
+struct data_record *unused_data_record __attribute__((unused));
+struct close_record *unused_close_record __attribute__((unused));
+
+static __always_inline void count(__u64 *counter, __u64 amount)
+{
+	__sync_fetch_and_add(counter, amount);
+}
+
+/* Reads a word of the target's memory. Stack words are there nearly always; the fallback is for
+ * memory that was paged out. */
+static __always_inline bool read_word(__u64 *word, __u64 address)
+{
+	if (!bpf_probe_read_user(word, sizeof(*word), (void *)address))
+		return true;
+	return may_fault && !bpf_copy_from_user(word, sizeof(*word), (void *)address);
+}
+
+/* Whether to wake user space, asked once per record. */
+static __always_inline __u64 wakeup_flags(void)
+{
+	__u32 wake = *(volatile __u32 *)&shared.wake;
+
+	if (wake == WAKE_NOBODY)
+		return BPF_RB_NO_WAKEUP;
+	if (wake == WAKE_UNDER_PRESSURE &&
+	    bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) < wake_threshold)
+		return BPF_RB_NO_WAKEUP;
+	*(volatile __u32 *)&shared.wake = WAKE_NOBODY;
+	return BPF_RB_FORCE_WAKEUP;
+}
+
+struct process {
+	__u32 pid;
+	__u32 tid;
+};
+
+/* Says who runs, and whether the user wants to see it. */
+static __always_inline bool wanted_process(struct process *process)
+{
+	if (pid_namespace_inode) {
+		struct bpf_pidns_info ids;
+
+		/* Fails for processes that our own pid namespace does not show. */
+		if (bpf_get_ns_current_pid_tgid(pid_namespace_device, pid_namespace_inode, &ids,
+						sizeof(ids)))
+			return false;
+		process->pid = ids.tgid;
+		process->tid = ids.pid;
+	} else {
+		__u64 ids = bpf_get_current_pid_tgid();
+
+		process->pid = ids >> 32;
+		process->tid = (__u32)ids;
+	}
+	if (filter_pid && process->pid != filter_pid)
+		return false;
+	return !filter_by_uid || (__u32)bpf_get_current_uid_gid() == filter_uid;
+}
+
+/* One call of Write or Read, or what is left of it. */
+struct call {
+	__u64 time_ns;
+	__u64 conn;
+	struct process process;
+	struct connection *connection;
+	enum direction direction;
+	/* Address and length of the plaintext, and how much of it the user wants. */
+	__u64 source;
+	__u64 length;
+	__u64 captured;
+	/* Bytes done. */
+	__u64 offset;
+};
+
+static __always_inline struct connection *find_connection(struct call *call)
+{
+	struct connection_key key = {.conn = call->conn, .pid = call->process.pid};
+	struct connection fresh = {.first_seen_ns = call->time_ns};
+	struct connection *connection;
+
+	if (!read_word(&fresh.inner, call->conn + TLS_CONN_INNER_DATA))
+		return NULL;
+	connection = bpf_map_lookup_elem(&connections, &key);
+	if (connection && connection->inner == fresh.inner)
+		return connection;
+	bpf_map_update_elem(&connections, &key, &fresh, BPF_ANY);
+	return bpf_map_lookup_elem(&connections, &key);
+}
+
+static __always_inline void fill_header(struct record_header *header, const struct call *call,
+					enum record_kind kind)
+{
+	header->time_ns = call->time_ns;
+	header->conn = call->conn;
+	header->first_seen_ns = call->connection->first_seen_ns;
+	header->pid = call->process.pid;
+	header->tid = call->process.tid;
+	bpf_get_current_comm(header->comm, sizeof(header->comm));
+	header->kind = kind;
+	__builtin_memset(header->reserved, 0, sizeof(header->reserved));
+}
+
+enum outcome { SENT, LOST, FAULTED };
+
+/* Sends `length` bytes at `source` in a record with room for `room` bytes, a constant: the verifier
+ * wants to know the size of a reservation, and that `length` fits. */
+static __always_inline enum outcome send_in(const __u32 room, const struct call *call, __u64 source,
+					    __u64 length, __u64 omitted,
+					    enum missing_reason missing)
+{
+	struct data_record *record;
+
+	record = bpf_ringbuf_reserve(&ring, sizeof(*record) + room, 0);
+	if (!record)
+		return LOST;
+	if (room) {
+		/* Never so: the caller chose the room. The verifier can't tell once the compiler
+		 * keeps the length in two places, and the barrier keeps the compiler from knowing
+		 * better. */
+		asm volatile("" : "+r"(length));
+		if (length > room)
+			length = room;
+		if (bpf_probe_read_user(record + 1, length, (void *)source)) {
+			bpf_ringbuf_discard(record, BPF_RB_NO_WAKEUP);
+			return FAULTED;
+		}
+	}
+	fill_header(&record->header, call, RECORD_DATA);
+	record->stream_offset = call->connection->streams[call->direction].offset;
+	record->call_length = call->length;
+	record->call_offset = call->offset;
+	record->omitted = omitted;
+	record->length = length;
+	record->sequence = call->connection->streams[call->direction].sequence;
+	record->direction = call->direction;
+	record->missing = missing;
+	__builtin_memset(record->reserved, 0, sizeof(record->reserved));
+	bpf_ringbuf_submit(record, wakeup_flags());
+	return SENT;
+}
+
+/* Picks the smallest size class that holds the payload. */
+static __always_inline enum outcome send(const struct call *call, __u64 source, __u64 length,
+					 __u64 omitted, enum missing_reason missing)
+{
+	if (length <= 64)
+		return send_in(64, call, source, length, omitted, missing);
+	if (length <= 128)
+		return send_in(128, call, source, length, omitted, missing);
+	if (length <= 256)
+		return send_in(256, call, source, length, omitted, missing);
+	if (length <= 512)
+		return send_in(512, call, source, length, omitted, missing);
+	if (length <= 1024)
+		return send_in(1024, call, source, length, omitted, missing);
+	if (length <= 2048)
+		return send_in(2048, call, source, length, omitted, missing);
+	if (length <= 4096)
+		return send_in(4096, call, source, length, omitted, missing);
+	if (length <= 8192)
+		return send_in(8192, call, source, length, omitted, missing);
+	return send_in(PAYLOAD_MAX, call, source, length, omitted, missing);
+}
+
+/* Has the kernel fetch the pages of a payload. Not done while a record is reserved: nobody can read
+ * the ring beyond a reservation, and a page fault can take long. */
+static __always_inline void fault_in(__u64 source, __u64 length)
+{
+	__u8 byte;
+
+	for (int page = 0; page < PAYLOAD_MAX / PAGE_SIZE; page++) {
+		if ((__u64)page * PAGE_SIZE >= length)
+			break;
+		bpf_copy_from_user(&byte, sizeof(byte), (void *)(source + page * PAGE_SIZE));
+	}
+	bpf_copy_from_user(&byte, sizeof(byte), (void *)(source + length - 1));
+}
+
+/* Accounts for `length` captured and `omitted` further bytes of the call, whatever became of them.
+ */
+static __always_inline void advance(struct call *call, __u64 length, __u64 omitted)
+{
+	call->offset += length + omitted;
+	call->connection->streams[call->direction].offset += length + omitted;
+	call->connection->streams[call->direction].sequence++;
+}
+
+/* What became of a part of a call, once everything was tried. */
+static __always_inline void finish_part(struct call *call, enum outcome outcome, __u64 length,
+					__u64 omitted)
+{
+	if (outcome == FAULTED) {
+		/* A truncated call's omitted bytes go with the unreadable ones: nobody has either. */
+		outcome = send_in(0, call, 0, 0, length + omitted, MISSING_UNREADABLE);
+		if (outcome == SENT) {
+			count(&shared.unreadable_records, 1);
+			count(&shared.unreadable_bytes, length + omitted);
+		}
+	}
+	if (outcome == LOST) {
+		count(&shared.lost_records, 1);
+		count(&shared.lost_bytes, length + omitted);
+	}
+	advance(call, length, omitted);
+}
+
+/* Sends the next part of a call, of PAYLOAD_MAX bytes. Returns 1 when less than that is left. */
+static long send_full_part(__u32 index __attribute__((unused)), struct call *call)
+{
+	__u64 source = call->source + call->offset;
+	enum outcome outcome;
+
+	if (call->captured - call->offset <= PAYLOAD_MAX)
+		return 1;
+	outcome = send_in(PAYLOAD_MAX, call, source, PAYLOAD_MAX, 0, MISSING_NOTHING);
+	if (outcome == FAULTED && may_fault) {
+		fault_in(source, PAYLOAD_MAX);
+		outcome = send_in(PAYLOAD_MAX, call, source, PAYLOAD_MAX, 0, MISSING_NOTHING);
+	}
+	finish_part(call, outcome, PAYLOAD_MAX, 0);
+	return 0;
+}
+
+/* Sends what is left of a call, which usually is all of it. */
+static __always_inline void send_last_part(struct call *call)
+{
+	__u64 source = call->source + call->offset;
+	__u64 length = call->captured - call->offset;
+	enum missing_reason missing = MISSING_NOTHING;
+	enum outcome outcome;
+	__u64 omitted;
+
+	if (length > PAYLOAD_MAX) {
+		missing = MISSING_TOO_LONG;
+		count(&shared.too_long_bytes, call->length - call->offset - PAYLOAD_MAX);
+		length = PAYLOAD_MAX;
+	} else if (call->captured < call->length) {
+		missing = MISSING_TRUNCATED;
+	}
+	omitted = call->length - call->offset - length;
+	outcome = send(call, source, length, omitted, missing);
+	if (outcome == FAULTED && may_fault) {
+		fault_in(source, length);
+		outcome = send(call, source, length, omitted, missing);
+	}
+	finish_part(call, outcome, length, omitted);
+}
+
+static __always_inline void send_call(struct call *call)
+{
+	if (call->captured > PAYLOAD_MAX) {
+		if (has_loop_helper) {
+			bpf_loop(PARTS_MAX, send_full_part, call, 0);
+		} else {
+			for (int part = 0; part < PARTS_MAX_WALKED; part++) {
+				if (send_full_part(part, call))
+					break;
+			}
+		}
+	}
+	send_last_part(call);
+}
+
+static __always_inline void capture(enum direction direction, __u64 conn, __u64 source,
+				    __u64 length)
+{
+	struct call call = {
+		.conn = conn,
+		.direction = direction,
+		.source = source,
+		.length = length,
+		.captured = length,
+	};
+
+	/* A Go slice's length is an int: a larger number is not a length. */
+	if (!length || length >> 63)
+		return;
+	if (!wanted_process(&call.process))
+		return;
+	call.time_ns = bpf_ktime_get_ns();
+	call.connection = find_connection(&call);
+	if (!call.connection) {
+		count(&shared.lost_records, 1);
+		count(&shared.lost_bytes, length);
+		return;
+	}
+	if (capture_limit && call.captured > capture_limit)
+		call.captured = capture_limit;
+	send_call(&call);
+}
+
+/* func (c *Conn) writeRecordLocked(typ recordType, data []byte) (int, error) */
+SEC("uprobe")
+int write_record(struct registers *registers)
+{
+	__u64 conn, type, source, length;
+
+	if (target.write_at_stack_check && stack_will_grow(registers))
+		return 0;
+	if (target.stack_abi) {
+		if (!read_word(&type, registers->sp + STACK_ARGUMENT(1)))
+			goto unknown;
+		if ((__u8)type != RECORD_TYPE_APPLICATION_DATA)
+			return 0;
+		if (!read_word(&conn, registers->sp + STACK_ARGUMENT(0)) ||
+		    !read_word(&source, registers->sp + STACK_ARGUMENT(2)) ||
+		    !read_word(&length, registers->sp + STACK_ARGUMENT(3)))
+			goto unknown;
+	} else {
+		if ((__u8)registers->ARGUMENT_1 != RECORD_TYPE_APPLICATION_DATA)
+			return 0;
+		conn = registers->ARGUMENT_0;
+		source = registers->ARGUMENT_2;
+		length = registers->ARGUMENT_3;
+	}
+	capture(DIRECTION_WRITE, conn, source, length);
+	return 0;
+
+unknown:
+	count(&shared.unknown_calls, 1);
+	return 0;
+}
+
+/* The call of runtime.memmove(to, from unsafe.Pointer, n uintptr) in (*Conn).Read, with which
+ * plaintext goes to the caller. */
+SEC("uprobe")
+int read_copy(struct registers *registers)
+{
+	__u64 conn, source, length;
+
+	if (target.stack_abi) {
+		if (!read_word(&source, registers->sp + target.read_source) ||
+		    !read_word(&length, registers->sp + target.read_length))
+			goto unknown;
+	} else {
+		source = registers->ARGUMENT_1;
+		length = registers->ARGUMENT_2;
+	}
+	if (!read_word(&conn, registers->sp + target.read_receiver))
+		goto unknown;
+	capture(DIRECTION_READ, conn, source, length);
+	return 0;
+
+unknown:
+	count(&shared.unknown_calls, 1);
+	return 0;
+}
+
+/* A return of func (c *Conn) Read(b []byte) (int, error). The buffer's address comes from the
+ * caller's frame, because the stack may have moved since the call. */
+SEC("uprobe")
+int read_return(struct registers *registers)
+{
+	__u64 conn, source, length, capacity;
+
+	if (target.stack_abi) {
+		if (!read_word(&length, registers->sp + target.read_length))
+			goto unknown;
+	} else {
+		length = registers->ARGUMENT_0;
+	}
+	if (!length || length >> 63)
+		return 0;
+	if (!read_word(&conn, registers->sp + target.read_receiver) ||
+	    !read_word(&source, registers->sp + target.read_source) ||
+	    !read_word(&capacity, registers->sp + target.read_capacity) || length > capacity)
+		goto unknown;
+	capture(DIRECTION_READ, conn, source, length);
+	return 0;
+
+unknown:
+	count(&shared.unknown_calls, 1);
+	return 0;
+}
+
+/* func (c *Conn) Close() error */
+SEC("uprobe")
+int close_conn(struct registers *registers)
+{
+	struct call call = {};
+	struct connection_key key = {};
+	struct close_record *record;
+
+	if (target.close_at_stack_check && stack_will_grow(registers))
+		return 0;
+	if (target.stack_abi) {
+		if (!read_word(&call.conn, registers->sp + STACK_ARGUMENT(0)))
+			return 0;
+	} else {
+		call.conn = registers->ARGUMENT_0;
+	}
+	if (!wanted_process(&call.process))
+		return 0;
+	key.conn = call.conn;
+	key.pid = call.process.pid;
+	call.connection = bpf_map_lookup_elem(&connections, &key);
+	if (!call.connection)
+		return 0;
+	call.time_ns = bpf_ktime_get_ns();
+	record = bpf_ringbuf_reserve(&ring, sizeof(*record), 0);
+	if (record) {
+		fill_header(&record->header, &call, RECORD_CLOSE);
+		for (int direction = 0; direction < 2; direction++) {
+			record->stream_length[direction] =
+				call.connection->streams[direction].offset;
+			record->sequence[direction] = call.connection->streams[direction].sequence;
+		}
+		bpf_ringbuf_submit(record, wakeup_flags());
+	} else {
+		count(&shared.lost_records, 1);
+	}
+	bpf_map_delete_elem(&connections, &key);
+	return 0;
+}

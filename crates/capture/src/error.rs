@@ -1,0 +1,157 @@
+//! What can go wrong between us and the kernel.
+
+use std::io;
+use std::path::PathBuf;
+
+/// An error, with what was looked at, what was found and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The executable can't be opened.
+    #[error("{}: {source}", path.display())]
+    Open {
+        /// As the user gave it.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The path leads to something that is not a regular file.
+    #[error("{}: is a {found}, not an executable file", path.display())]
+    NotAFile {
+        /// As the user gave it.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+    },
+    /// No such process.
+    #[error("process {pid}: no such process")]
+    NoSuchProcess {
+        /// The process id asked for.
+        pid: u32,
+    },
+    /// A kernel thread, or a process that is just ending.
+    #[error("process {pid}: has no executable (a kernel thread, or a process that has ended)")]
+    NoExecutable {
+        /// The process id asked for.
+        pid: u32,
+    },
+    /// Reading about a process failed.
+    #[error("process {pid}: {what}: {source}")]
+    Process {
+        /// The process id asked for.
+        pid: u32,
+        /// What was tried.
+        what: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Built for another machine.
+    #[error(
+        "the executable is for {executable}, this machine is {machine}: it can be inspected here, not captured"
+    )]
+    OtherArchitecture {
+        /// What the executable runs on.
+        executable: gobin::Arch,
+        /// What we run on.
+        machine: &'static str,
+    },
+    /// Capabilities are missing.
+    #[error("not permitted to {what}: run as root, or with the capabilities {missing}")]
+    MissingCapabilities {
+        /// What needs them.
+        what: &'static str,
+        /// Their names.
+        missing: String,
+    },
+    /// The capabilities are there, and the kernel refuses all the same.
+    #[error("the kernel does not permit to {what} ({source}): {hint}")]
+    NotPermitted {
+        /// What was refused.
+        what: &'static str,
+        /// The system's reason.
+        source: io::Error,
+        /// What the cause may be.
+        hint: &'static str,
+    },
+    /// The kernel lacks a feature.
+    #[error("this kernel ({kernel}) has no {feature}, which needs Linux {since} or newer with {option}")]
+    Unsupported {
+        /// What is missing.
+        feature: &'static str,
+        /// `uname -r`.
+        kernel: String,
+        /// The first version that has it.
+        since: &'static str,
+        /// The kernel's build option.
+        option: &'static str,
+    },
+    /// The kernel's verifier did not accept a program.
+    #[error("the kernel ({kernel}) refused an eBPF program: {summary}; --debug shows all that it said")]
+    Verifier {
+        /// `uname -r`.
+        kernel: String,
+        /// The telling lines of its log.
+        summary: String,
+    },
+    /// Loading failed for a reason that we don't know.
+    #[error("loading the eBPF programs: {reason}; --debug shows more")]
+    Load {
+        /// What libbpf says.
+        reason: String,
+    },
+    /// A uprobe could not be attached.
+    #[error("attaching to {function} at file offset {offset}: {reason}")]
+    Attach {
+        /// The function's name.
+        function: &'static str,
+        /// Where.
+        offset: gobin::FileOffset,
+        /// The system's reason.
+        reason: String,
+    },
+    /// The plan asks for something that the eBPF programs can't do.
+    #[error("the eBPF programs can't find {what} at {location:?}: please report this executable")]
+    UnsupportedLocation {
+        /// Which value.
+        what: &'static str,
+        /// Where the plan says that it is.
+        location: gobin::Location,
+    },
+    /// A size that the ring buffer can't have.
+    #[error("a buffer of {kib} KiB is not possible: give --mapsize between {min_kib} and {max_kib}")]
+    RingSize {
+        /// What was asked for.
+        kib: u64,
+        /// Bounds in KiB.
+        min_kib: u64,
+        /// Bounds in KiB.
+        max_kib: u64,
+    },
+    /// A system call failed that ought not to.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// Whether the cause is what the user asked for (a path, a pid, a size), not this machine.
+    pub fn is_wrong_input(&self) -> bool {
+        matches!(
+            self,
+            Self::Open { .. }
+                | Self::NotAFile { .. }
+                | Self::NoSuchProcess { .. }
+                | Self::NoExecutable { .. }
+                | Self::OtherArchitecture { .. }
+                | Self::RingSize { .. }
+        )
+    }
+}
+
+/// `uname -r`
+pub(crate) fn kernel_release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}

@@ -1,0 +1,115 @@
+//! An executable file, opened once: what is analysed is what is probed, even if the path leads
+//! somewhere else by then.
+
+use std::fs::{File, FileType};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+use crate::{Error, Process};
+
+/// Tells executables apart, whatever path leads to them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// Device number.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+}
+
+/// An open, mapped executable file.
+#[derive(Debug)]
+pub struct Executable {
+    name: PathBuf,
+    file: File,
+    map: Option<Mmap>,
+    identity: Identity,
+}
+
+impl Executable {
+    /// Opens the file at `path`.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        Self::open_as(path, path).map_err(|source| Error::Open { path: path.into(), source })?
+    }
+
+    /// Opens the file that a process executes. It may be in another mount namespace, or deleted.
+    pub fn of_process(process: &Process) -> Result<Self, Error> {
+        let link = process.executable_link();
+        let name = process.executable_name()?;
+        Self::open_as(&link, &name).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => Error::NoExecutable { pid: process.pid() },
+            io::ErrorKind::PermissionDenied => Error::MissingCapabilities {
+                what: "look at another user's process",
+                missing: "CAP_SYS_PTRACE".into(),
+            },
+            _ => Error::Process { pid: process.pid(), what: "opening its executable", source },
+        })?
+    }
+
+    /// The outer error is for opening, the inner one for what was found.
+    fn open_as(path: &Path, name: &Path) -> io::Result<Result<Self, Error>> {
+        // Not to hang on a FIFO, nor to touch a tape drive: look before opening.
+        let metadata = std::fs::metadata(path)?;
+        if !metadata.is_file() {
+            let found = kind_of(metadata.file_type());
+            return Ok(Err(Error::NotAFile { path: name.into(), found }));
+        }
+        let file = File::options()
+            .read(true)
+            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
+            .open(path)?;
+        let metadata = file.metadata()?;
+        let map = if metadata.len() == 0 {
+            None
+        } else {
+            // SAFETY: The mapping is private and read-only. The file may change under it, which
+            // changes bytes that we distrust anyhow; the kernel does not let a running
+            // executable be written to. Only truncating a file that nobody executes, while we
+            // look at it, would end us with SIGBUS.
+            Some(unsafe { Mmap::map(&file)? })
+        };
+        Ok(Ok(Self {
+            name: name.into(),
+            file,
+            map,
+            identity: Identity { device: metadata.dev(), inode: metadata.ino() },
+        }))
+    }
+
+    /// For messages: the path as given, or as the process shows it.
+    pub fn name(&self) -> &Path {
+        &self.name
+    }
+
+    /// The file's bytes, mapped.
+    pub fn bytes(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or(&[])
+    }
+
+    /// Which file it is.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// A path that leads to exactly this file, in our mount namespace, as long as `self` lives.
+    pub(crate) fn descriptor_path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+}
+
+fn kind_of(file_type: FileType) -> &'static str {
+    if file_type.is_dir() {
+        "directory"
+    } else if file_type.is_fifo() {
+        "FIFO"
+    } else if file_type.is_socket() {
+        "socket"
+    } else if file_type.is_block_device() || file_type.is_char_device() {
+        "device"
+    } else {
+        "special file"
+    }
+}

@@ -1,0 +1,100 @@
+//! Processes: which file one executes, and when it ends.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::thread::{CapabilitySet, capabilities};
+
+use crate::Error;
+
+/// A running process, held by a pidfd: its number can't be taken over by another one unnoticed.
+#[derive(Debug)]
+pub struct Process {
+    pid: u32,
+    pidfd: OwnedFd,
+}
+
+impl Process {
+    /// Finds the process with this id, in our own pid namespace.
+    pub fn open(pid: u32) -> Result<Self, Error> {
+        let no_such_process = Error::NoSuchProcess { pid };
+        let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+            return Err(no_such_process);
+        };
+        match pidfd_open(raw, PidfdFlags::empty()) {
+            Ok(pidfd) => Ok(Self { pid, pidfd }),
+            Err(rustix::io::Errno::SRCH) => Err(no_such_process),
+            // A thread's id, not a process's.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Err(no_such_process),
+            Err(errno) => {
+                Err(Error::Process { pid, what: "opening it", source: errno.into() })
+            }
+        }
+    }
+
+    /// Its id, in our own pid namespace.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// `/proc/PID/exe`: leads to the file itself, wherever it is mounted and even if it is deleted.
+    pub(crate) fn executable_link(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/exe", self.pid))
+    }
+
+    /// The executable's path as the process's own mount namespace has it; for messages only.
+    pub(crate) fn executable_name(&self) -> Result<PathBuf, Error> {
+        fs::read_link(self.executable_link()).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => Error::NoExecutable { pid: self.pid },
+            io::ErrorKind::PermissionDenied => Error::MissingCapabilities {
+                what: "look at another user's process",
+                missing: "CAP_SYS_PTRACE".into(),
+            },
+            _ => Error::Process { pid: self.pid, what: "reading its executable's path", source },
+        })
+    }
+}
+
+impl AsFd for Process {
+    /// The pidfd: readable once the process has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+/// Checks the capabilities that loading and attaching need: CAP_SYS_ADMIN, or CAP_BPF with
+/// CAP_PERFMON (Linux 5.8 and newer).
+pub fn effective_user_can_trace() -> Result<(), Error> {
+    let Ok(held) = capabilities(None) else {
+        return Ok(()); // We can't tell; the kernel will.
+    };
+    let held = held.effective;
+    let wanted = [(CapabilitySet::BPF, "CAP_BPF"), (CapabilitySet::PERFMON, "CAP_PERFMON")];
+    if held.contains(CapabilitySet::SYS_ADMIN) {
+        return Ok(());
+    }
+    let missing: Vec<_> = wanted
+        .iter()
+        .filter(|(capability, _)| !held.contains(*capability))
+        .map(|&(_, name)| name)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Error::MissingCapabilities {
+        what: "load and attach eBPF programs",
+        missing: missing.join(" and "),
+    })
+}
+
+/// Device and inode of our pid namespace, or `None` in the initial one.
+pub(crate) fn pid_namespace() -> Option<(u64, u64)> {
+    /// include/linux/proc_ns.h, PROC_PID_INIT_INO: UAPI since Linux 6.17, and never changed before.
+    const INITIAL: u64 = 0xEFFF_FFFC;
+
+    let namespace = rustix::fs::stat("/proc/self/ns/pid").ok()?;
+    (namespace.st_ino != INITIAL).then_some((namespace.st_dev, namespace.st_ino))
+}

@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * The records that the eBPF programs put into the ring buffer: the contract between kernel and user
+ * space. crates/events/src/record.rs is the Rust mirror; crates/capture/src/layout.rs compares the
+ * two, field by field, from the compiled object's BTF, so that a difference fails the build.
+ *
+ * All integers are in the machine's byte order, which is little-endian on both architectures that
+ * we support. Every record begins at a multiple of 8 bytes.
+ */
+#ifndef ECAPTURE_RECORD_H
+#define ECAPTURE_RECORD_H
+
+#include <linux/types.h>
+
+/* record_header.kind */
+enum record_kind {
+	/* struct data_record: plaintext that was written or read. */
+	RECORD_DATA = 1,
+	/* struct close_record: (*Conn).Close was called. */
+	RECORD_CLOSE = 2,
+};
+
+/* The target's point of view; an index of the streams in struct connection. */
+enum direction {
+	DIRECTION_WRITE = 0,
+	DIRECTION_READ = 1,
+};
+
+/* data_record.missing: why the bytes counted in data_record.omitted are not there. */
+enum missing_reason {
+	/* Nothing is missing. */
+	MISSING_NOTHING = 0,
+	/* The user asked for no more bytes of a call than this (--tsize). */
+	MISSING_TRUNCATED = 1,
+	/* The target's memory could not be read, for example because it was paged out. */
+	MISSING_UNREADABLE = 2,
+	/* One call passed more bytes than a probe is allowed to copy. */
+	MISSING_TOO_LONG = 3,
+};
+
+/* What every record begins with. */
+struct record_header {
+	/* When the probe was hit: CLOCK_MONOTONIC, in ns. */
+	__u64 time_ns;
+	/* The address of the tls.Conn in the target: names a connection as long as it lives. */
+	__u64 conn;
+	/* When this tls.Conn was first seen, CLOCK_MONOTONIC in ns; (pid, conn, first_seen_ns) is
+	 * unique to a connection. */
+	__u64 first_seen_ns;
+	/* Process id and thread id, in our own pid namespace. */
+	__u32 pid;
+	__u32 tid;
+	/* The thread's name, padded with NUL; not necessarily text. */
+	__u8 comm[16];
+	/* enum record_kind */
+	__u8 kind;
+	__u8 reserved[7];
+};
+
+/* A part of one call's plaintext. The payload follows: `length` bytes. */
+struct data_record {
+	struct record_header header;
+	/* Bytes that passed in this direction of the connection before this record, seen by us or
+	 * not. */
+	__u64 stream_offset;
+	/* Bytes of the whole call, and how many of them came before this record. */
+	__u64 call_length;
+	__u64 call_offset;
+	/* Bytes behind the payload that were not captured, and never will be. */
+	__u64 omitted;
+	/* Bytes of payload. */
+	__u32 length;
+	/* Records of this direction of the connection before this one, delivered or lost; wraps. */
+	__u32 sequence;
+	/* enum direction */
+	__u8 direction;
+	/* enum missing_reason, of the omitted bytes */
+	__u8 missing;
+	__u8 reserved[6];
+};
+
+/* (*Conn).Close was called; nothing of this connection follows. */
+struct close_record {
+	struct record_header header;
+	/* Bytes that passed in each direction, seen by us or not. */
+	__u64 stream_length[2];
+	/* Records of each direction, delivered or lost; wraps. */
+	__u32 sequence[2];
+};
+
+/* The most payload bytes that one record holds. */
+#define PAYLOAD_MAX 16384
+
+/* What user space shares with the programs, in their .bss. */
+struct shared_state {
+	/* Set by user space before it goes to sleep, cleared by the program that wakes it: enum
+	 * wake. */
+	__u32 wake;
+	__u32 reserved;
+	/* Records, and bytes of plaintext in them, that found no room in the ring buffer. */
+	__u64 lost_records;
+	__u64 lost_bytes;
+	/* Calls of which at least a part could not be read, and the bytes of these parts. */
+	__u64 unreadable_records;
+	__u64 unreadable_bytes;
+	/* Bytes of calls that were longer than a probe is allowed to copy. */
+	__u64 too_long_bytes;
+	/* Hits whose arguments could not be read, so that not even their length is known. */
+	__u64 unknown_calls;
+};
+
+/* shared_state.wake */
+enum wake {
+	/* User space is awake. */
+	WAKE_NOBODY = 0,
+	/* It sleeps for a moment, and wants to be woken only if the ring fills up. */
+	WAKE_UNDER_PRESSURE = 1,
+	/* It has nothing to do and wants to be woken by the next record. */
+	WAKE_AT_ONCE = 2,
+};
+
+#endif

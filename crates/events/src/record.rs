@@ -1,0 +1,312 @@
+//! Records and their decoding: the Rust mirror of `include/record.h`.
+
+use std::fmt;
+
+/// The byte layouts, for comparison with the compiled C structures.
+///
+/// They are never cast to or from memory: [`Record::decode`] reads field by field.
+pub mod layout {
+    /// `struct record_header`
+    #[allow(missing_docs)] // Documented in record.h.
+    #[repr(C)]
+    pub struct RecordHeader {
+        pub time_ns: u64,
+        pub conn: u64,
+        pub first_seen_ns: u64,
+        pub pid: u32,
+        pub tid: u32,
+        pub comm: [u8; 16],
+        pub kind: u8,
+        pub reserved: [u8; 7],
+    }
+
+    /// `struct data_record`
+    #[allow(missing_docs)] // Documented in record.h.
+    #[repr(C)]
+    pub struct DataRecord {
+        pub header: RecordHeader,
+        pub stream_offset: u64,
+        pub call_length: u64,
+        pub call_offset: u64,
+        pub omitted: u64,
+        pub length: u32,
+        pub sequence: u32,
+        pub direction: u8,
+        pub missing: u8,
+        pub reserved: [u8; 6],
+    }
+
+    /// `struct close_record`
+    #[allow(missing_docs)] // Documented in record.h.
+    #[repr(C)]
+    pub struct CloseRecord {
+        pub header: RecordHeader,
+        pub stream_length: [u64; 2],
+        pub sequence: [u32; 2],
+    }
+
+    /// `struct shared_state`
+    #[allow(missing_docs)] // Documented in record.h.
+    #[repr(C)]
+    pub struct SharedState {
+        pub wake: u32,
+        pub reserved: u32,
+        pub lost_records: u64,
+        pub lost_bytes: u64,
+        pub unreadable_records: u64,
+        pub unreadable_bytes: u64,
+        pub too_long_bytes: u64,
+        pub unknown_calls: u64,
+    }
+
+    /// `enum record_kind`: `RECORD_DATA`
+    pub const RECORD_DATA: u8 = 1;
+    /// `enum record_kind`: `RECORD_CLOSE`
+    pub const RECORD_CLOSE: u8 = 2;
+}
+
+/// Which way plaintext went, from the target's point of view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// The target passed it to `crypto/tls`, to be sent.
+    Write,
+    /// The target got it from `crypto/tls`.
+    Read,
+}
+
+impl Direction {
+    /// Index of this direction in a pair of streams.
+    pub fn index(self) -> usize {
+        match self {
+            Self::Write => 0,
+            Self::Read => 1,
+        }
+    }
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Write => "write",
+            Self::Read => "read",
+        })
+    }
+}
+
+/// Why bytes of a call are not in its record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Missing {
+    /// The user asked for no more bytes of a call.
+    Truncated,
+    /// The target's memory could not be read.
+    Unreadable,
+    /// The call passed more bytes than a probe is allowed to copy.
+    TooLong,
+}
+
+/// What every record begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// When the probe was hit: CLOCK_MONOTONIC, in ns.
+    pub time_ns: u64,
+    /// The address of the `tls.Conn` in the target.
+    pub conn: u64,
+    /// When this `tls.Conn` was first seen (CLOCK_MONOTONIC, ns); together with `pid` and `conn`
+    /// unique to a connection.
+    pub first_seen_ns: u64,
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// The thread's name, padded with NUL; not necessarily text.
+    pub comm: [u8; 16],
+}
+
+impl Header {
+    /// The thread's name without its padding.
+    pub fn comm(&self) -> &[u8] {
+        let end = self.comm.iter().position(|&byte| byte == 0);
+        &self.comm[..end.unwrap_or(self.comm.len())]
+    }
+}
+
+/// A part of one call's plaintext.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataRecord<'a> {
+    /// Who and when.
+    pub header: Header,
+    /// From the target's point of view.
+    pub direction: Direction,
+    /// Bytes that passed in this direction of the connection before this record, delivered or not.
+    pub stream_offset: u64,
+    /// Bytes of the whole call.
+    pub call_length: u64,
+    /// How many of the call's bytes came before this record.
+    pub call_offset: u64,
+    /// Records of this direction of the connection before this one, delivered or lost; wraps.
+    pub sequence: u32,
+    /// The plaintext.
+    pub payload: &'a [u8],
+    /// Bytes behind the payload that were not captured, and why.
+    pub omitted: Option<(Missing, u64)>,
+}
+
+/// A connection was closed by the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CloseRecord {
+    /// Who and when.
+    pub header: Header,
+    /// Bytes that passed in each direction, delivered or not; indexed by [`Direction::index`].
+    pub stream_length: [u64; 2],
+    /// Records of each direction, delivered or lost; wraps.
+    pub sequence: [u32; 2],
+}
+
+/// One record of the ring buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Record<'a> {
+    /// Plaintext.
+    Data(DataRecord<'a>),
+    /// The end of a connection.
+    Close(CloseRecord),
+}
+
+/// What is wrong with the bytes of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Fewer bytes than the record's fixed part has, or its length field says.
+    #[error("record of {have} bytes is too short: it needs {need}")]
+    TooShort {
+        /// Bytes that are there.
+        have: usize,
+        /// Bytes that ought to be there.
+        need: usize,
+    },
+    /// A value outside of its enumeration.
+    #[error("record has the unknown {field} {value}")]
+    UnknownValue {
+        /// The field's name.
+        field: &'static str,
+        /// What it holds.
+        value: u8,
+    },
+}
+
+impl<'a> Record<'a> {
+    /// Decodes one record, as the ring buffer delivers it. The ring's size classes may leave unused
+    /// bytes behind the payload; they are ignored.
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader { bytes, position: 0 };
+        let (header, kind) = reader.header()?;
+        match kind {
+            layout::RECORD_DATA => reader.data(header).map(Self::Data),
+            layout::RECORD_CLOSE => reader.close(header).map(Self::Close),
+            value => Err(DecodeError::UnknownValue { field: "kind", value }),
+        }
+    }
+
+    /// What every record begins with.
+    pub fn header(&self) -> &Header {
+        match self {
+            Self::Data(record) => &record.header,
+            Self::Close(record) => &record.header,
+        }
+    }
+}
+
+/// Reads fields in the order of their declaration in record.h, which leaves no implicit padding.
+struct Reader<'a> {
+    bytes: &'a [u8],
+    position: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn header(&mut self) -> Result<(Header, u8), DecodeError> {
+        let header = Header {
+            time_ns: self.u64()?,
+            conn: self.u64()?,
+            first_seen_ns: self.u64()?,
+            pid: self.u32()?,
+            tid: self.u32()?,
+            comm: self.array()?,
+        };
+        let kind = self.u8()?;
+        self.array::<7>()?;
+        Ok((header, kind))
+    }
+
+    fn data(&mut self, header: Header) -> Result<DataRecord<'a>, DecodeError> {
+        let stream_offset = self.u64()?;
+        let call_length = self.u64()?;
+        let call_offset = self.u64()?;
+        let omitted = self.u64()?;
+        let length = self.u32()?;
+        let sequence = self.u32()?;
+        let direction = match self.u8()? {
+            0 => Direction::Write,
+            1 => Direction::Read,
+            value => return Err(DecodeError::UnknownValue { field: "direction", value }),
+        };
+        let omitted = match self.u8()? {
+            0 => None,
+            1 => Some((Missing::Truncated, omitted)),
+            2 => Some((Missing::Unreadable, omitted)),
+            3 => Some((Missing::TooLong, omitted)),
+            value => return Err(DecodeError::UnknownValue { field: "missing", value }),
+        };
+        self.array::<6>()?;
+        let payload = self.slice(length as usize)?;
+        Ok(DataRecord {
+            header,
+            direction,
+            stream_offset,
+            call_length,
+            call_offset,
+            sequence,
+            payload,
+            omitted,
+        })
+    }
+
+    fn close(&mut self, header: Header) -> Result<CloseRecord, DecodeError> {
+        Ok(CloseRecord {
+            header,
+            stream_length: [self.u64()?, self.u64()?],
+            sequence: [self.u32()?, self.u32()?],
+        })
+    }
+
+    fn u8(&mut self) -> Result<u8, DecodeError> {
+        self.array().map(u8::from_ne_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, DecodeError> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, DecodeError> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+        let too_short = self.too_short(N);
+        self.slice(N)?.try_into().map_err(|_| too_short)
+    }
+
+    fn slice(&mut self, length: usize) -> Result<&'a [u8], DecodeError> {
+        let slice = self
+            .bytes
+            .get(self.position..)
+            .and_then(|rest| rest.get(..length))
+            .ok_or(self.too_short(length))?;
+        self.position += length;
+        Ok(slice)
+    }
+
+    fn too_short(&self, length: usize) -> DecodeError {
+        DecodeError::TooShort {
+            have: self.bytes.len(),
+            need: self.position.saturating_add(length),
+        }
+    }
+}
