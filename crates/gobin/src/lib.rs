@@ -13,3 +13,35 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 #![forbid(unsafe_code)]
+
+mod abi;
+mod address;
+mod amd64;
+mod analysis;
+mod arm64;
+mod buildinfo;
+mod bytes;
+mod code;
+pub mod elf;
+mod error;
+mod moduledata;
+mod pclntab;
+mod plan;
+mod sites;
+mod version;
+
+pub use abi::{Abi, Arch};
+pub use address::{FileOffset, Vaddr};
+pub use analysis::{
+    Analysis, BuildMode, CRYPTO_TLS, FunctionCode, FunctionReport, Linkage, PclntabSummary, Probes,
+    analyze, analyze_package, tls_packages,
+};
+pub use buildinfo::BuildInfo;
+pub use error::{Error, Table};
+pub use moduledata::Located;
+pub use pclntab::Generation;
+pub use plan::{
+    Argument, EntryProbe, Function, Location, ProbePlan, ReadProbe, ReadSitePreference, Site,
+    SiteKind,
+};
+pub use version::{GoVersion, ParseGoVersionError, Stage};

@@ -1,0 +1,169 @@
+//! The module data, `runtime.firstmoduledata`: what the runtime itself takes as the truth.
+//!
+//! Source: `type moduledata` in `src/runtime/symtab.go` of Go 1.8 to 1.27. It points at the function
+//! table, which proves that table to be the one in use (a program can embed whole Go executables,
+//! tables included), and says where the text starts.
+
+use crate::bytes::u64_at;
+use crate::elf::Elf;
+use crate::error::Table;
+use crate::pclntab::{Generation, Header, Pclntab, candidates};
+use crate::{Error, Vaddr};
+
+/// How the function table was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Located {
+    /// By the name of its section.
+    Section(&'static str),
+    /// By a scan for its magic number.
+    Scan,
+}
+
+impl std::fmt::Display for Located {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Section(name) => write!(f, "section {name}"),
+            Self::Scan => f.write_str("scan for its magic number, confirmed by the module data"),
+        }
+    }
+}
+
+/// Internal PIEs up to Go 1.25 have the second. External ones have no section of their own.
+const TABLE_SECTIONS: [&str; 2] = [".gopclntab", ".data.rel.ro.gopclntab"];
+/// Since Go 1.26, and before.
+const MODULE_SECTIONS: [&str; 2] = [".go.module", ".noptrdata"];
+/// Sound headers that are looked at before a scan gives up. Real programs have one per embedded
+/// executable.
+const MAX_HEADERS: usize = 64;
+/// Pointers to one table that are looked at.
+const MAX_POINTERS: usize = 1024;
+
+/// Finds the function table that the runtime uses; `Ok(None)` if there is no trace of one.
+pub(crate) fn locate<'data>(elf: &Elf<'data>) -> Result<Option<(Pclntab<'data>, Located)>, Error> {
+    let mut problem = None;
+    for name in TABLE_SECTIONS {
+        let Some(section) = elf.section(name) else {
+            continue;
+        };
+        match confirm(elf, section.vaddr, section.bytes) {
+            Ok(table) => return Ok(Some((table, Located::Section(name)))),
+            Err(error) => problem = Some(error),
+        }
+    }
+    // Where there are sections, the table of an external PIE is in this one: look there first.
+    let sections = elf
+        .section(".data.rel.ro")
+        .into_iter()
+        .map(|s| (s.vaddr, s.bytes));
+    let segments = elf.segments().map(|s| (s.vaddr, s.bytes));
+    let hits = sections.chain(segments).flat_map(|(start, bytes)| {
+        candidates(bytes, elf.arch()).filter_map(move |at| {
+            let vaddr = start.checked_add(at as u64)?;
+            vaddr
+                .0
+                .is_multiple_of(8)
+                .then_some((vaddr, bytes.get(at..)?))
+        })
+    });
+    let mut headers = 0;
+    for (vaddr, bytes) in hits {
+        match confirm(elf, vaddr, bytes) {
+            Ok(table) => return Ok(Some((table, Located::Scan))),
+            Err(
+                error @ Error::Inconsistent {
+                    table: Table::Moduledata,
+                    ..
+                },
+            ) => {
+                problem.get_or_insert(error);
+                headers += 1;
+                if headers == MAX_HEADERS {
+                    break;
+                }
+            }
+            Err(_) => {}
+        }
+    }
+    problem.map_or(Ok(None), Err)
+}
+
+/// Reads the table at this address and the module data that points at it.
+fn confirm<'data>(
+    elf: &Elf<'data>,
+    vaddr: Vaddr,
+    bytes: &'data [u8],
+) -> Result<Pclntab<'data>, Error> {
+    let header =
+        Header::parse(vaddr, bytes, elf.arch()).map_err(|problem| Error::Inconsistent {
+            table: Table::Pclntab,
+            at: vaddr,
+            problem,
+        })?;
+    let text = text_start(elf, &header).ok_or(Error::Inconsistent {
+        table: Table::Moduledata,
+        at: vaddr,
+        problem: "no module data points at this function table",
+    })?;
+    Ok(Pclntab::new(header, text))
+}
+
+/// The text's start from the module data whose first word points at this table.
+fn text_start(elf: &Elf<'_>, header: &Header<'_>) -> Option<Vaddr> {
+    let sections = MODULE_SECTIONS.iter().filter_map(|name| elf.section(name));
+    let segments = elf.segments().filter(|s| s.writable);
+    let regions = sections
+        .map(|s| (s.vaddr, s.bytes))
+        .chain(segments.map(|s| (s.vaddr, s.bytes)));
+    let pointer = header.vaddr.0.to_le_bytes();
+    let finder = memchr::memmem::Finder::new(&pointer);
+    regions
+        .flat_map(|(start, bytes)| {
+            finder
+                .find_iter(bytes)
+                .filter_map(move |at| start.checked_add(at as u64))
+        })
+        .filter(|at| at.0.is_multiple_of(8))
+        .take(MAX_POINTERS)
+        .find_map(|at| validated_text(elf, header, at))
+        .or_else(|| {
+            // Linkers that don't store addends in place (lld).
+            elf.relative_relocations()
+                .filter(|&(_, addend)| addend == header.vaddr)
+                .take(MAX_POINTERS)
+                .find_map(|(at, _)| validated_text(elf, header, at))
+        })
+}
+
+/// The text's start, if what lies at `at` is the module data of this table.
+fn validated_text(elf: &Elf<'_>, header: &Header<'_>, at: Vaddr) -> Option<Vaddr> {
+    let number = |offset: u64| u64_at(elf.bytes_from(at.checked_add(offset)?)?, 0);
+    let pointer = |offset: u64| elf.pointer_at(at.checked_add(offset)?);
+    // Offsets of ftab and of minpc, maxpc, text, etext.
+    let (ftab, pcs) = match header.generation {
+        Generation::Go12 => (24, 80),
+        _ => (128, 160),
+    };
+    if pointer(ftab)? != header.vaddr.checked_add(header.functab_offset)?
+        || number(ftab + 8)? != header.functions + 1
+    {
+        return None;
+    }
+    if header.generation != Generation::Go12
+        && pointer(8)? != header.vaddr.checked_add(header.names_offset)?
+    {
+        return None;
+    }
+    let [min_pc, max_pc, text, end_text] = [
+        pointer(pcs)?,
+        pointer(pcs + 8)?,
+        pointer(pcs + 16)?,
+        pointer(pcs + 24)?,
+    ];
+    let ordered = text <= min_pc && min_pc < max_pc && max_pc <= end_text;
+    let first = header.raw_entry(0)?;
+    let starts_there = match header.generation {
+        Generation::Go12 | Generation::Go116 => Vaddr(first) == min_pc,
+        Generation::Go118 | Generation::Go120 => text.checked_add(first)? == min_pc,
+    };
+    (ordered && starts_there && elf.is_executable(min_pc)).then_some(text)
+}

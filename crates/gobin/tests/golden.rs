@@ -1,0 +1,514 @@
+//! The analysis of real Go binaries, checked against objdump and against the table of sites that
+//! experiments gave.
+//!
+//! `ECAPTURE_TEST_BINARIES` names a directory `<go version>/<variant>/<program>`, as
+//! `cargo xtask test` builds it. The programs are `exchange`, which speaks TLS, and `notls`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use gobin::{
+    Abi, Analysis, Arch, BuildMode, EntryProbe, Error, Function, Linkage, Location, ProbePlan,
+    ReadProbe, ReadSitePreference, Site, SiteKind, Vaddr,
+};
+
+struct Binary {
+    /// Of Go, as the directory is named: `1.24.11`.
+    version: String,
+    variant: String,
+    path: PathBuf,
+}
+
+impl Binary {
+    fn minor(&self) -> u32 {
+        self.version.split('.').nth(1).unwrap().parse().unwrap()
+    }
+
+    fn arch(&self) -> Arch {
+        if self.variant.starts_with("arm64") {
+            Arch::Arm64
+        } else {
+            Arch::Amd64
+        }
+    }
+
+    fn abi(&self) -> Abi {
+        let registers = match self.arch() {
+            Arch::Amd64 => self.minor() >= 17,
+            Arch::Arm64 => self.minor() >= 18,
+        };
+        if registers { Abi::Register } else { Abi::Stack }
+    }
+
+    fn is_optimised(&self) -> bool {
+        !matches!(self.variant.as_str(), "noopt" | "race")
+    }
+
+    fn read(&self) -> Vec<u8> {
+        std::fs::read(&self.path).unwrap()
+    }
+
+    fn analysis(&self) -> Analysis {
+        gobin::analyze(&self.read()).unwrap_or_else(|error| panic!("{self}: {error}"))
+    }
+}
+
+impl std::fmt::Display for Binary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.path.display())
+    }
+}
+
+fn entries(directory: &Path) -> Vec<(String, PathBuf)> {
+    let mut entries: Vec<(String, PathBuf)> = std::fs::read_dir(directory)
+        .unwrap_or_else(|error| panic!("{}: {error}", directory.display()))
+        .map(|entry| entry.unwrap())
+        .map(|entry| (entry.file_name().into_string().unwrap(), entry.path()))
+        .collect();
+    entries.sort();
+    entries
+}
+
+/// All builds of this program.
+fn binaries(program: &str) -> Vec<Binary> {
+    let directory = std::env::var_os("ECAPTURE_TEST_BINARIES")
+        .expect("ECAPTURE_TEST_BINARIES must name the directory of the test binaries");
+    let mut found = Vec::new();
+    for (version, path) in entries(Path::new(&directory)) {
+        for (variant, path) in entries(&path) {
+            let path = path.join(program);
+            if path.is_file() {
+                found.push(Binary {
+                    version: version.clone(),
+                    variant,
+                    path,
+                });
+            }
+        }
+    }
+    assert!(!found.is_empty(), "no {program} below {directory:?}");
+    found
+}
+
+/// Address and text of each instruction.
+type Listing = BTreeMap<u64, String>;
+
+fn objdump(binary: &Binary, range: &std::ops::Range<Vaddr>) -> Listing {
+    let tool = match binary.arch() {
+        Arch::Amd64 => "objdump",
+        Arch::Arm64 => "aarch64-linux-gnu-objdump",
+    };
+    let output = Command::new(tool)
+        .args(["-d", "-w", "--no-show-raw-insn"])
+        .arg(format!("--start-address={}", range.start))
+        .arg(format!("--stop-address={}", range.end))
+        .arg(&binary.path)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{tool} {binary}");
+    listing(&String::from_utf8(output.stdout).unwrap())
+}
+
+fn listing(text: &str) -> Listing {
+    text.lines()
+        .filter_map(|line| {
+            let (address, instruction) = line.split_once(":\t")?;
+            let address = u64::from_str_radix(address.trim(), 16).ok()?;
+            Some((
+                address,
+                instruction.split_whitespace().collect::<Vec<_>>().join(" "),
+            ))
+        })
+        .collect()
+}
+
+/// Address and size of all functions in the symbol table; empty if it is stripped.
+fn symbols(binary: &Binary) -> BTreeMap<String, u64> {
+    let output = Command::new("readelf")
+        .args(["-sW"])
+        .arg(&binary.path)
+        .output()
+        .unwrap();
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split_whitespace();
+            let address = u64::from_str_radix(fields.nth(1)?, 16).ok()?;
+            (fields.nth(1)? == "FUNC").then_some(())?;
+            Some((fields.nth(3)?.to_owned(), address))
+        })
+        .collect()
+}
+
+fn check_site(binary: &Binary, site: &Site, listing: &Listing) {
+    let text = listing.get(&site.vaddr.0).unwrap_or_else(|| {
+        panic!(
+            "{binary}: {} at {} is not an instruction",
+            kind_name(site.kind),
+            site.vaddr
+        )
+    });
+    let right = match (site.kind, binary.arch()) {
+        (SiteKind::PushFramePointer, _) => text == "push %rbp",
+        (SiteKind::StackCheckJump, Arch::Amd64) => text.starts_with("jbe "),
+        (SiteKind::StackCheckJump, Arch::Arm64) => text.starts_with("b.ls "),
+        (SiteKind::MemmoveCall, Arch::Amd64) => text.starts_with("call "),
+        (SiteKind::MemmoveCall, Arch::Arm64) => text.starts_with("bl "),
+        (SiteKind::Return, _) => text == "ret",
+        (SiteKind::FirstInstruction, _) => *listing.keys().next().unwrap() == site.vaddr.0,
+    };
+    assert!(
+        right,
+        "{binary}: {} at {} is {text:?}",
+        kind_name(site.kind),
+        site.vaddr
+    );
+    // Where there are names, the call's target has the right one.
+    if site.kind == SiteKind::MemmoveCall
+        && text.contains('<')
+        && !binary.variant.contains("stripped")
+    {
+        assert!(
+            text.contains("<runtime.memmove>") || text.contains("<runtime.memmove.abi0>"),
+            "{binary}: {text}"
+        );
+    }
+}
+
+fn kind_name(kind: SiteKind) -> String {
+    format!("{kind:?}")
+}
+
+fn plan(binary: &Binary, analysis: &Analysis, preference: ReadSitePreference) -> ProbePlan {
+    analysis
+        .plan(preference)
+        .unwrap_or_else(|error| panic!("{binary}: {error}"))
+}
+
+/// The instruction behind the stack check, in bytes from the function's entry: GO-BINARIES.md.
+fn expected_entry(binary: &Binary, function: Function) -> Option<Vec<u64>> {
+    let pie = binary.variant.contains("pie");
+    let (read, write, key_log): (u64, u64, u64) = match (binary.arch(), binary.minor()) {
+        (Arch::Amd64, 21..) => (10, 18, 15),
+        (Arch::Amd64, 17..=20) => (10, 15, 15),
+        (Arch::Amd64, _) if pie => (21, 26, 26),
+        (Arch::Amd64, _) => (19, 24, 24),
+        (Arch::Arm64, 19..) => (12, 16, 16),
+        (Arch::Arm64, _) => (16, 16, 16),
+    };
+    match function {
+        _ if !binary.is_optimised() => None,
+        Function::Read => Some(vec![read]),
+        Function::WriteRecordLocked => Some(vec![write]),
+        Function::WriteKeyLog => Some(vec![key_log]),
+        _ => None,
+    }
+}
+
+fn check_entry(binary: &Binary, analysis: &Analysis, function: Function, probe: &EntryProbe) {
+    let code = analysis.function(function).unwrap().code.as_ref().unwrap();
+    let listing = objdump(binary, &code.range);
+    check_site(binary, &probe.site, &listing);
+    let kind = match (binary.arch(), binary.minor()) {
+        (Arch::Amd64, 21..) => SiteKind::PushFramePointer,
+        _ => SiteKind::StackCheckJump,
+    };
+    assert_eq!(probe.site.kind, kind, "{binary}: {function:?}");
+    if let Some(expected) = expected_entry(binary, function) {
+        let behind_check = match kind {
+            SiteKind::PushFramePointer => probe.site.vaddr.0,
+            _ => *listing.range(probe.site.vaddr.0 + 1..).next().unwrap().0,
+        };
+        let distance = behind_check - code.range.start.0;
+        assert!(
+            expected.contains(&distance),
+            "{binary}: {function:?}: +{distance}, not {expected:?}"
+        );
+    }
+    let first = probe.arguments[0];
+    let expected = match binary.abi() {
+        Abi::Register => Location::ArgumentRegister(0),
+        Abi::Stack => Location::Stack(8),
+    };
+    assert_eq!(first.location, expected, "{binary}: {function:?}");
+}
+
+fn check_offset(binary: &Binary, site: &Site, bytes: &[u8], elf: &gobin::elf::Elf<'_>) {
+    let at = usize::try_from(site.offset.0).unwrap();
+    assert_eq!(
+        elf.bytes_at(site.vaddr, 8),
+        bytes.get(at..at + 8),
+        "{binary}: {}",
+        site.vaddr
+    );
+}
+
+#[test]
+#[ignore = "needs the test binaries: run `cargo xtask test`"]
+fn every_site_is_the_instruction_that_objdump_shows() {
+    for binary in binaries("exchange") {
+        let bytes = binary.read();
+        let elf = gobin::elf::Elf::parse(&bytes).unwrap();
+        let analysis = binary.analysis();
+        let plan = plan(&binary, &analysis, ReadSitePreference::Auto);
+        let ok = |probe: &Result<EntryProbe, Error>| {
+            probe
+                .clone()
+                .unwrap_or_else(|error| panic!("{binary}: {error}"))
+        };
+        for (function, probe) in [
+            (Function::WriteRecordLocked, plan.write.clone()),
+            (Function::Close, ok(&plan.close)),
+            (Function::WriteKeyLog, ok(&plan.key_log)),
+            (Function::KeysFromMasterSecret, ok(&plan.master_secret)),
+        ] {
+            check_entry(&binary, &analysis, function, &probe);
+            check_offset(&binary, &probe.site, &bytes, &elf);
+        }
+        let returns = analysis
+            .plan(ReadSitePreference::Returns)
+            .unwrap_or_else(|error| panic!("{binary}: {error}"))
+            .read;
+        let read_code = analysis
+            .function(Function::Read)
+            .unwrap()
+            .code
+            .as_ref()
+            .unwrap();
+        let listing = objdump(&binary, &read_code.range);
+        let ReadProbe::Returns { sites, .. } = &returns else {
+            panic!("{binary}: {returns:?}")
+        };
+        for site in plan.read.sites().iter().chain(sites) {
+            check_site(&binary, site, &listing);
+            check_offset(&binary, site, &bytes, &elf);
+        }
+        // Every return that objdump sees is probed, and no other.
+        let rets: Vec<u64> = listing
+            .iter()
+            .filter(|(_, t)| *t == "ret")
+            .map(|(a, _)| *a)
+            .collect();
+        let ours: Vec<u64> = sites.iter().map(|site| site.vaddr.0).collect();
+        assert_eq!(ours, rets, "{binary}");
+        if binary.is_optimised() {
+            assert_eq!(rets.len(), 7, "{binary}");
+        }
+        match &plan.read {
+            ReadProbe::Copy { source, length, .. } => {
+                assert!(
+                    binary.is_optimised(),
+                    "{binary}: a copy where none was expected"
+                );
+                let expected = match (binary.abi(), binary.arch()) {
+                    (Abi::Register, _) => {
+                        (Location::ArgumentRegister(1), Location::ArgumentRegister(2))
+                    }
+                    (Abi::Stack, Arch::Amd64) => (Location::Stack(8), Location::Stack(16)),
+                    (Abi::Stack, Arch::Arm64) => (Location::Stack(16), Location::Stack(24)),
+                };
+                assert_eq!((*source, *length), expected, "{binary}");
+            }
+            ReadProbe::Returns { because, .. } => {
+                assert!(!binary.is_optimised(), "{binary}: {because}");
+            }
+        }
+    }
+}
+
+/// The receiver's slot at the copy is where the code itself loads the receiver from.
+#[test]
+#[ignore = "needs the test binaries: run `cargo xtask test`"]
+fn the_receiver_is_read_from_the_slot_that_the_plan_names() {
+    for binary in binaries("exchange") {
+        let analysis = binary.analysis();
+        let ReadProbe::Copy {
+            receiver: Location::Stack(slot),
+            ..
+        } = plan(&binary, &analysis, ReadSitePreference::Auto).read
+        else {
+            continue;
+        };
+        let code = analysis
+            .function(Function::Read)
+            .unwrap()
+            .code
+            .as_ref()
+            .unwrap();
+        let operand = match binary.arch() {
+            Arch::Amd64 => format!("{slot:#x}(%rsp)"),
+            Arch::Arm64 => format!("[sp, #{slot}]"),
+        };
+        let listing = objdump(&binary, &code.range);
+        let mentions = |store: bool| {
+            listing
+                .values()
+                .filter(|text| text.contains(&operand))
+                .any(|text| match binary.arch() {
+                    Arch::Amd64 => text.ends_with(&operand) == store,
+                    Arch::Arm64 => text.starts_with("st") == store,
+                })
+        };
+        assert!(mentions(false), "{binary}: nothing reads {operand}");
+        assert_eq!(
+            mentions(true),
+            binary.abi() == Abi::Register,
+            "{binary}: {operand}"
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs the test binaries: run `cargo xtask test`"]
+fn what_inspect_prints_is_right() {
+    for binary in binaries("exchange") {
+        let analysis = binary.analysis();
+        let variant = binary.variant.as_str();
+        assert_eq!(analysis.arch, binary.arch(), "{binary}");
+        assert_eq!(analysis.abi, binary.abi(), "{binary}");
+        let version: gobin::GoVersion = format!("go{}", binary.version).parse().unwrap();
+        let found = analysis.go_version();
+        assert_eq!(
+            (found.major, found.minor),
+            (version.major, version.minor),
+            "{binary}"
+        );
+        let pie = variant.contains("pie");
+        let mode = if pie {
+            BuildMode::Pie
+        } else {
+            BuildMode::Executable
+        };
+        assert_eq!(analysis.build_mode, mode, "{binary}");
+        assert_eq!(analysis.stripped, variant.contains("stripped"), "{binary}");
+        if variant.starts_with("external") || pie && binary.arch() == Arch::Amd64 {
+            assert!(
+                matches!(analysis.linkage, Linkage::Dynamic(Some(_))),
+                "{binary}"
+            );
+        }
+        assert!(analysis.pclntab.functions > 1000, "{binary}");
+        if binary.minor() >= 18 {
+            let setting = analysis.build_info.setting("GOARCH");
+            assert_eq!(
+                setting,
+                Some(binary.arch().to_string().as_str()),
+                "{binary}"
+            );
+        }
+        assert_eq!(
+            gobin::tls_packages(&binary.read()).unwrap().len(),
+            1,
+            "{binary}"
+        );
+        // pclntab and symbol table agree.
+        let symbols = symbols(&binary);
+        assert_eq!(symbols.is_empty(), analysis.stripped, "{binary}");
+        for report in &analysis.functions {
+            let start = report.code.as_ref().unwrap().range.start;
+            if let Some(&address) = symbols.get(&report.symbol) {
+                assert_eq!(address, start.0, "{binary}: {}", report.symbol);
+            } else {
+                assert!(analysis.stripped, "{binary}: {}", report.symbol);
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs the test binaries: run `cargo xtask test`"]
+fn a_program_without_tls_says_so() {
+    for binary in binaries("notls") {
+        let analysis = binary.analysis();
+        let error = analysis.plan(ReadSitePreference::Auto).unwrap_err();
+        assert_eq!(
+            error,
+            Error::NoTls {
+                package: "crypto/tls".into()
+            },
+            "{binary}"
+        );
+    }
+}
+
+/// A file without section headers is found through its segments, with the same result.
+#[test]
+#[ignore = "needs the test binaries: run `cargo xtask test`"]
+fn section_headers_are_not_needed() {
+    for binary in binaries("exchange") {
+        let mut bytes = binary.read();
+        let expected = plan(&binary, &binary.analysis(), ReadSitePreference::Auto);
+        // e_shoff, e_shnum, e_shstrndx.
+        bytes[0x28..0x30].fill(0);
+        bytes[0x3c..0x40].fill(0);
+        let analysis = gobin::analyze(&bytes).unwrap_or_else(|error| panic!("{binary}: {error}"));
+        assert!(analysis.sectionless && analysis.stripped, "{binary}");
+        assert_eq!(analysis.pclntab.located, gobin::Located::Scan, "{binary}");
+        let plan = plan(&binary, &analysis, ReadSitePreference::Auto);
+        assert_eq!(
+            (plan.write, plan.read),
+            (expected.write, expected.read),
+            "{binary}"
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs the test binaries: run `cargo xtask test`"]
+fn cut_anywhere_it_is_refused_or_right() {
+    let wanted = ["default", "stripped-pie", "external-pie", "arm64"];
+    for binary in binaries("exchange") {
+        if !wanted.contains(&binary.variant.as_str()) {
+            continue;
+        }
+        let bytes = binary.read();
+        let whole = plan(&binary, &binary.analysis(), ReadSitePreference::Auto);
+        for cut in (0..100).map(|part| bytes.len() / 100 * part) {
+            match gobin::analyze(&bytes[..cut]) {
+                Ok(analysis) => {
+                    let plan = plan(&binary, &analysis, ReadSitePreference::Auto);
+                    assert_eq!(plan.write, whole.write, "{binary} cut to {cut}");
+                    assert_eq!(plan.read, whole.read, "{binary} cut to {cut}");
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    assert!(text.len() < 200 && !text.contains('\n'), "{text}");
+                }
+            }
+        }
+    }
+}
+
+/// Damage anywhere gives an error or a plan whose sites are at least inside the file.
+#[test]
+#[ignore = "needs the test binaries: run `cargo xtask test`"]
+fn damaged_binaries_never_panic() {
+    for binary in binaries("exchange") {
+        if !matches!(binary.variant.as_str(), "default" | "arm64-stripped-pie") {
+            continue;
+        }
+        let original = binary.read();
+        let analysis = binary.analysis();
+        let mut places: Vec<u64> = (0..512).collect();
+        let table = analysis.pclntab.offset.0;
+        places.extend((0..96).map(|at| table + at));
+        for report in &analysis.functions {
+            let code = report.code.as_ref().unwrap();
+            places.extend((0..160).map(|at| code.offset.0 + at * 3));
+        }
+        let mut bytes = original.clone();
+        for (turn, &place) in places.iter().enumerate() {
+            let place = usize::try_from(place).unwrap();
+            let value = [0xff, 0x00, 0x7f, 0xc3, original[place] ^ 0x10][turn % 5];
+            bytes[place] = value;
+            if let Ok(plan) = gobin::analyze(&bytes).and_then(|a| a.plan(ReadSitePreference::Auto))
+            {
+                for site in plan.read.sites().iter().chain([&plan.write.site]) {
+                    assert!((site.offset.0 as usize) < bytes.len(), "{binary}");
+                }
+            }
+            bytes[place] = original[place];
+        }
+    }
+}
