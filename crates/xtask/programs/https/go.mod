@@ -1,0 +1,3 @@
+module https
+
+go 1.15
