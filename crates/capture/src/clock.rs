@@ -38,6 +38,9 @@ mod tests {
             .unwrap()
             .as_nanos() as i64;
         let found = monotonic_ns() as i64 + realtime_offset_ns();
-        assert!((found - expected).abs() < 1_000_000_000, "{found} {expected}");
+        assert!(
+            (found - expected).abs() < 1_000_000_000,
+            "{found} {expected}"
+        );
     }
 }

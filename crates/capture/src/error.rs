@@ -63,17 +63,19 @@ pub enum Error {
         missing: String,
     },
     /// The capabilities are there, and the kernel refuses all the same.
-    #[error("the kernel does not permit to {what} ({source}): {hint}")]
+    #[error("the kernel does not permit to {what} ({reason}): {hint}")]
     NotPermitted {
         /// What was refused.
         what: &'static str,
-        /// The system's reason.
-        source: io::Error,
+        /// What it says.
+        reason: String,
         /// What the cause may be.
         hint: &'static str,
     },
     /// The kernel lacks a feature.
-    #[error("this kernel ({kernel}) has no {feature}, which needs Linux {since} or newer with {option}")]
+    #[error(
+        "this kernel ({kernel}) has no {feature}, which needs Linux {since} or newer with {option}"
+    )]
     Unsupported {
         /// What is missing.
         feature: &'static str,
@@ -85,7 +87,9 @@ pub enum Error {
         option: &'static str,
     },
     /// The kernel's verifier did not accept a program.
-    #[error("the kernel ({kernel}) refused an eBPF program: {summary}; --debug shows all that it said")]
+    #[error(
+        "the kernel ({kernel}) refused an eBPF program: {summary}; --debug shows all that it said"
+    )]
     Verifier {
         /// `uname -r`.
         kernel: String,
@@ -102,7 +106,7 @@ pub enum Error {
     #[error("attaching to {function} at file offset {offset}: {reason}")]
     Attach {
         /// The function's name.
-        function: &'static str,
+        function: String,
         /// Where.
         offset: gobin::FileOffset,
         /// The system's reason.
@@ -117,7 +121,9 @@ pub enum Error {
         location: gobin::Location,
     },
     /// A size that the ring buffer can't have.
-    #[error("a buffer of {kib} KiB is not possible: give --mapsize between {min_kib} and {max_kib}")]
+    #[error(
+        "a buffer of {kib} KiB is not possible: give --mapsize between {min_kib} and {max_kib}"
+    )]
     RingSize {
         /// What was asked for.
         kib: u64,
@@ -153,5 +159,8 @@ impl Error {
 
 /// `uname -r`
 pub(crate) fn kernel_release() -> String {
-    rustix::system::uname().release().to_string_lossy().into_owned()
+    rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned()
 }

@@ -32,7 +32,10 @@ pub struct Executable {
 impl Executable {
     /// Opens the file at `path`.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        Self::open_as(path, path).map_err(|source| Error::Open { path: path.into(), source })?
+        Self::open_as(path, path).map_err(|source| Error::Open {
+            path: path.into(),
+            source,
+        })?
     }
 
     /// Opens the file that a process executes. It may be in another mount namespace, or deleted.
@@ -45,7 +48,11 @@ impl Executable {
                 what: "look at another user's process",
                 missing: "CAP_SYS_PTRACE".into(),
             },
-            _ => Error::Process { pid: process.pid(), what: "opening its executable", source },
+            _ => Error::Process {
+                pid: process.pid(),
+                what: "opening its executable",
+                source,
+            },
         })?
     }
 
@@ -55,7 +62,10 @@ impl Executable {
         let metadata = std::fs::metadata(path)?;
         if !metadata.is_file() {
             let found = kind_of(metadata.file_type());
-            return Ok(Err(Error::NotAFile { path: name.into(), found }));
+            return Ok(Err(Error::NotAFile {
+                path: name.into(),
+                found,
+            }));
         }
         let file = File::options()
             .read(true)
@@ -75,7 +85,10 @@ impl Executable {
             name: name.into(),
             file,
             map,
-            identity: Identity { device: metadata.dev(), inode: metadata.ino() },
+            identity: Identity {
+                device: metadata.dev(),
+                inode: metadata.ino(),
+            },
         }))
     }
 

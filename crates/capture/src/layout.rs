@@ -16,15 +16,41 @@ macro_rules! same_layout {
     };
 }
 
-same_layout!(record_header, RecordHeader, time_ns, conn, first_seen_ns, pid, tid, comm, kind);
 same_layout!(
-    data_record, DataRecord, header, stream_offset, call_length, call_offset, omitted, length,
-    sequence, direction, missing
+    record_header,
+    RecordHeader,
+    time_ns,
+    conn,
+    first_seen_ns,
+    pid,
+    tid,
+    comm,
+    kind
+);
+same_layout!(
+    data_record,
+    DataRecord,
+    header,
+    stream_offset,
+    call_length,
+    call_offset,
+    omitted,
+    length,
+    sequence,
+    direction,
+    missing
 );
 same_layout!(close_record, CloseRecord, header, stream_length, sequence);
 same_layout!(
-    shared_state, SharedState, wake, lost_records, lost_bytes, unreadable_records,
-    unreadable_bytes, too_long_bytes, unknown_calls
+    shared_state,
+    SharedState,
+    wake,
+    lost_records,
+    lost_bytes,
+    unreadable_records,
+    unreadable_bytes,
+    too_long_bytes,
+    unknown_calls
 );
 
 // The reader finds the shared state at the start of .bss.

@@ -11,7 +11,7 @@ const KEPT_BYTES: usize = 64 * 1024;
 static KEPT: Mutex<String> = Mutex::new(String::new());
 static DEBUG: AtomicBool = AtomicBool::new(false);
 
-/// Shows all that libbpf says, verifier logs included, on stderr.
+/// Shows what libbpf has to say, verifier logs included, on stderr.
 pub fn set_debug(debug: bool) {
     DEBUG.store(debug, Ordering::Relaxed);
 }
@@ -19,18 +19,19 @@ pub fn set_debug(debug: bool) {
 /// Runs `work` and returns with its result what libbpf said meanwhile, its end if it is long.
 pub(crate) fn listen<T>(work: impl FnOnce() -> T) -> (T, String) {
     take();
-    let previous = set_print(Some((PrintLevel::Debug, keep)));
+    let previous = set_print(Some((PrintLevel::Info, keep)));
     let result = work();
     set_print(previous);
     (result, take())
 }
 
 fn keep(level: PrintLevel, message: String) {
-    if DEBUG.load(Ordering::Relaxed) {
-        eprint!("{message}");
-    }
+    // How libbpf resolves each relocation helps nobody; verifier logs are warnings.
     if level == PrintLevel::Debug {
         return;
+    }
+    if DEBUG.load(Ordering::Relaxed) {
+        eprint!("{message}");
     }
     let mut kept = KEPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     kept.push_str(&message);
@@ -82,6 +83,9 @@ mod tests {
             verifier_complaint(log).as_deref(),
             Some("596: (85) call bpf_probe_read_user#112 | R2 unbounded memory access")
         );
-        assert_eq!(verifier_complaint("libbpf: map 'ring': failed to create"), None);
+        assert_eq!(
+            verifier_complaint("libbpf: map 'ring': failed to create"),
+            None
+        );
     }
 }

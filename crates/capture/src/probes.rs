@@ -4,9 +4,11 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 
-use gobin::{Abi, Arch, EntryProbe, Function, Location, ProbePlan, ReadProbe, Site, SiteKind};
+use gobin::{
+    Abi, Arch, CRYPTO_TLS, EntryProbe, Function, Location, ProbePlan, ReadProbe, Site, SiteKind,
+};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, MapCore, OpenObject, ProgramMut, UprobeOpts, libbpf_sys};
+use libbpf_rs::{Link, OpenObject, ProgramMut, UprobeOpts, libbpf_sys};
 
 use crate::error::kernel_release;
 use crate::process::{effective_user_can_trace, pid_namespace};
@@ -81,7 +83,11 @@ impl Probes {
         effective_user_can_trace()?;
 
         let skeleton = load(&target, plan, options, ring_bytes)?;
-        let mut probes = Self { links: Vec::new(), skeleton, ring_bytes };
+        let mut probes = Self {
+            links: Vec::new(),
+            skeleton,
+            ring_bytes,
+        };
         probes.attach_all(executable, plan, options.filters.pid)?;
         Ok(probes)
     }
@@ -93,7 +99,10 @@ impl Probes {
             self.ring_bytes.into(),
             self.skeleton.maps.bss.as_fd(),
         )
-        .map_err(|source| Error::System { what: "mapping the ring buffer", source })
+        .map_err(|source| Error::System {
+            what: "mapping the ring buffer",
+            source,
+        })
     }
 
     /// How many instructions are probed.
@@ -127,8 +136,17 @@ impl Probes {
         if let Ok(close) = &plan.close {
             wanted.push((&programs.close_conn, Function::Close, &close.site));
         }
-        wanted.extend(plan.read.sites().iter().map(|site| (read_program, Function::Read, site)));
-        wanted.push((&programs.write_record, Function::WriteRecordLocked, &plan.write.site));
+        wanted.extend(
+            plan.read
+                .sites()
+                .iter()
+                .map(|site| (read_program, Function::Read, site)),
+        );
+        wanted.push((
+            &programs.write_record,
+            Function::WriteRecordLocked,
+            &plan.write.site,
+        ));
 
         let path = executable.descriptor_path();
         // libbpf: -1 stands for all processes. The pid was found by pidfd_open, so it fits.
@@ -155,7 +173,14 @@ fn check_architecture(executable: Arch) -> Result<(), Error> {
         Arch::Amd64 => machine == "x86_64",
         Arch::Arm64 => machine == "aarch64",
     };
-    if same { Ok(()) } else { Err(Error::OtherArchitecture { executable, machine }) }
+    if same {
+        Ok(())
+    } else {
+        Err(Error::OtherArchitecture {
+            executable,
+            machine,
+        })
+    }
 }
 
 /// Tells the programs what differs between executables, and checks that the rest is where they
@@ -174,13 +199,24 @@ fn target(plan: &ProbePlan) -> Result<types::target, Error> {
         ..Default::default()
     };
     match &plan.read {
-        ReadProbe::Copy { receiver, source, length, .. } => {
+        ReadProbe::Copy {
+            receiver,
+            source,
+            length,
+            ..
+        } => {
             target.read_receiver = on_stack("receiver", *receiver)?;
             // runtime.memmove(to, from unsafe.Pointer, n uintptr)
             target.read_source = in_register_or_on_stack("source", *source, 1, plan.abi)?;
             target.read_length = in_register_or_on_stack("length", *length, 2, plan.abi)?;
         }
-        ReadProbe::Returns { receiver, buffer, capacity, count, .. } => {
+        ReadProbe::Returns {
+            receiver,
+            buffer,
+            capacity,
+            count,
+            ..
+        } => {
             target.read_receiver = on_stack("receiver", *receiver)?;
             target.read_source = on_stack("buffer", *buffer)?;
             target.read_capacity = on_stack("capacity", *capacity)?;
@@ -212,17 +248,16 @@ fn in_register_or_on_stack(
 }
 
 /// The programs take the arguments of a function from where the ABI has them at its entry.
-fn expect_arguments(
-    probe: &EntryProbe,
-    abi: Abi,
-    names: &[&'static str],
-) -> Result<(), Error> {
+fn expect_arguments(probe: &EntryProbe, abi: Abi, names: &[&'static str]) -> Result<(), Error> {
     for (index, &what) in names.iter().enumerate() {
         let expected = match abi {
             Abi::Register => Location::ArgumentRegister(index as u8),
             Abi::Stack => Location::Stack(8 * (index as u32 + 1)), // registers.h, STACK_ARGUMENT
         };
-        let found = probe.arguments.get(index).map(|argument| (argument.name, argument.location));
+        let found = probe
+            .arguments
+            .get(index)
+            .map(|argument| (argument.name, argument.location));
         if found != Some((what, expected)) {
             let location = found.map_or(expected, |(_, location)| location);
             return Err(Error::UnsupportedLocation { what, location });
@@ -242,15 +277,15 @@ fn load(
         libbpf_log::listen(|| {
             let mut open = open()?;
             configure(&mut open, target, plan, options, ring_bytes)?;
-            let rodata = open.maps.rodata_data.as_deref_mut().ok_or(io::ErrorKind::NotFound)?;
+            let rodata = rodata(&mut open)?;
             rodata.has_loop_helper = has_loop_helper.into();
+            rodata.may_fault = sleepable.into();
             if sleepable {
-                rodata.may_fault = 1;
                 for mut program in open.open_object_mut().progs_mut() {
                     program.set_flags(libbpf_sys::BPF_F_SLEEPABLE);
                 }
             }
-            open.load().map_err(io::Error::from)
+            open.load()
         })
     };
     // Linux has sleepable uprobe programs since 6.0. Trying is the only way to know.
@@ -261,10 +296,10 @@ fn load(
     result.map_err(|error| load_error(&error, &log))
 }
 
-fn open() -> io::Result<OpenGotlsSkel<'static>> {
+fn open() -> libbpf_rs::Result<OpenGotlsSkel<'static>> {
     // The skeleton wants its object to stay where it is; there is one in the life of a process.
     let storage: &'static mut MaybeUninit<OpenObject> = Box::leak(Box::new(MaybeUninit::uninit()));
-    Ok(GotlsSkelBuilder::default().open(storage)?)
+    GotlsSkelBuilder::default().open(storage)
 }
 
 fn configure(
@@ -273,14 +308,14 @@ fn configure(
     plan: &ProbePlan,
     options: &Options,
     ring_bytes: u32,
-) -> io::Result<()> {
+) -> libbpf_rs::Result<()> {
     open.maps.ring.set_max_entries(ring_bytes)?;
     let copies = matches!(plan.read, ReadProbe::Copy { .. });
     open.progs.read_copy.set_autoload(copies);
     open.progs.read_return.set_autoload(!copies);
     open.progs.close_conn.set_autoload(plan.close.is_ok());
 
-    let rodata = open.maps.rodata_data.as_deref_mut().ok_or(io::ErrorKind::NotFound)?;
+    let rodata = rodata(open)?;
     rodata.target = *target;
     rodata.filter_pid = options.filters.pid.unwrap_or(0);
     rodata.filter_by_uid = options.filters.uid.is_some().into();
@@ -292,6 +327,14 @@ fn configure(
         rodata.pid_namespace_inode = inode;
     }
     Ok(())
+}
+
+fn rodata<'a>(open: &'a mut OpenGotlsSkel<'static>) -> libbpf_rs::Result<&'a mut types::rodata> {
+    let missing = || io::Error::new(io::ErrorKind::NotFound, "the programs have no .rodata");
+    open.maps
+        .rodata_data
+        .as_deref_mut()
+        .ok_or_else(|| missing().into())
 }
 
 fn has_helper(helper: libbpf_sys::bpf_func_id) -> bool {
@@ -307,14 +350,11 @@ fn has_helper(helper: libbpf_sys::bpf_func_id) -> bool {
 }
 
 /// Says why loading failed, by asking the kernel what it has.
-fn load_error(error: &io::Error, log: &str) -> Error {
+fn load_error(error: &libbpf_rs::Error, log: &str) -> Error {
     let kernel = kernel_release();
     // SAFETY: Plain numbers go in and out.
     let ring_buffer = unsafe {
-        libbpf_sys::libbpf_probe_bpf_map_type(
-            libbpf_sys::BPF_MAP_TYPE_RINGBUF,
-            std::ptr::null(),
-        )
+        libbpf_sys::libbpf_probe_bpf_map_type(libbpf_sys::BPF_MAP_TYPE_RINGBUF, std::ptr::null())
     };
     if ring_buffer == 0 {
         return Error::Unsupported {
@@ -327,24 +367,24 @@ fn load_error(error: &io::Error, log: &str) -> Error {
     if let Some(summary) = libbpf_log::verifier_complaint(log) {
         return Error::Verifier { kernel, summary };
     }
-    if error.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error()) {
+    if error.kind() == libbpf_rs::ErrorKind::PermissionDenied {
         return Error::NotPermitted {
             what: "load eBPF programs",
-            source: io::Error::from_raw_os_error(rustix::io::Errno::PERM.raw_os_error()),
+            reason: error.to_string(),
             hint: "a container's seccomp profile, lockdown=confidentiality, or before Linux 5.11 \
                    a limit on locked memory (ulimit -l) may be the cause",
         };
     }
-    let said = log.lines().map(|line| line.trim_start_matches("libbpf: ")).next_back();
-    Error::Load { reason: said.map_or_else(|| error.to_string(), str::to_owned) }
+    let said = log
+        .lines()
+        .map(|line| line.trim_start_matches("libbpf: "))
+        .next_back();
+    Error::Load {
+        reason: said.map_or_else(|| error.to_string(), str::to_owned),
+    }
 }
 
-fn attach_error(
-    function: Function,
-    site: &Site,
-    error: &libbpf_rs::Error,
-    log: &str,
-) -> Error {
+fn attach_error(function: Function, site: &Site, error: &libbpf_rs::Error, log: &str) -> Error {
     if !std::path::Path::new("/sys/bus/event_source/devices/uprobe/type").exists() {
         return Error::Unsupported {
             feature: "uprobes",
@@ -357,5 +397,9 @@ fn attach_error(
         Some(line) => line.trim_start_matches("libbpf: ").to_owned(),
         None => error.to_string(),
     };
-    Error::Attach { function: function.name(), offset: site.offset, reason }
+    Error::Attach {
+        function: function.symbol(CRYPTO_TLS),
+        offset: site.offset,
+        reason,
+    }
 }

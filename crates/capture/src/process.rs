@@ -29,9 +29,11 @@ impl Process {
             Err(rustix::io::Errno::SRCH) => Err(no_such_process),
             // A thread's id, not a process's.
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Err(no_such_process),
-            Err(errno) => {
-                Err(Error::Process { pid, what: "opening it", source: errno.into() })
-            }
+            Err(errno) => Err(Error::Process {
+                pid,
+                what: "opening it",
+                source: errno.into(),
+            }),
         }
     }
 
@@ -53,7 +55,11 @@ impl Process {
                 what: "look at another user's process",
                 missing: "CAP_SYS_PTRACE".into(),
             },
-            _ => Error::Process { pid: self.pid, what: "reading its executable's path", source },
+            _ => Error::Process {
+                pid: self.pid,
+                what: "reading its executable's path",
+                source,
+            },
         })
     }
 }
@@ -72,7 +78,10 @@ pub fn effective_user_can_trace() -> Result<(), Error> {
         return Ok(()); // We can't tell; the kernel will.
     };
     let held = held.effective;
-    let wanted = [(CapabilitySet::BPF, "CAP_BPF"), (CapabilitySet::PERFMON, "CAP_PERFMON")];
+    let wanted = [
+        (CapabilitySet::BPF, "CAP_BPF"),
+        (CapabilitySet::PERFMON, "CAP_PERFMON"),
+    ];
     if held.contains(CapabilitySet::SYS_ADMIN) {
         return Ok(());
     }

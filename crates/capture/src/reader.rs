@@ -83,7 +83,12 @@ impl Reader {
         // Edge-triggered: a ring with records in it is no reason to cut a pause short.
         let wake_ups = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&epoll, ring, epoll::EventData::new_u64(RING), wake_ups)?;
-        epoll::add(&epoll, stop.0.as_fd(), epoll::EventData::new_u64(STOP), epoll::EventFlags::IN)?;
+        epoll::add(
+            &epoll,
+            stop.0.as_fd(),
+            epoll::EventData::new_u64(STOP),
+            epoll::EventFlags::IN,
+        )?;
         Ok(Self {
             ring: Ring::map(ring, ring_bytes)?,
             state: MmapOptions::new()
@@ -112,8 +117,15 @@ impl Reader {
             (WAKE_AT_ONCE, LONGEST_SLEEP)
         };
         self.wake_word().store(wake, Ordering::SeqCst);
-        let time = if !busy && self.ring.has_records() { Duration::ZERO } else { time };
-        let timeout = Timespec { tv_sec: 0, tv_nsec: time.subsec_nanos().into() };
+        let time = if !busy && self.ring.has_records() {
+            Duration::ZERO
+        } else {
+            time
+        };
+        let timeout = Timespec {
+            tv_sec: 0,
+            tv_nsec: time.subsec_nanos().into(),
+        };
 
         let mut events = [epoll::Event {
             flags: epoll::EventFlags::empty(),

@@ -36,7 +36,12 @@ impl Ring {
             .offset(page as u64)
             .len(page + 2 * data)
             .map_raw_read_only(map.as_raw_fd())?;
-        Ok(Self { consumer, producer, page, size })
+        Ok(Self {
+            consumer,
+            producer,
+            page,
+            size,
+        })
     }
 
     /// Hands up to `limit` records to `each`, in the order in which they were reserved, and returns

@@ -201,7 +201,10 @@ impl<'a> Record<'a> {
         match kind {
             layout::RECORD_DATA => reader.data(header).map(Self::Data),
             layout::RECORD_CLOSE => reader.close(header).map(Self::Close),
-            value => Err(DecodeError::UnknownValue { field: "kind", value }),
+            value => Err(DecodeError::UnknownValue {
+                field: "kind",
+                value,
+            }),
         }
     }
 
@@ -245,14 +248,24 @@ impl<'a> Reader<'a> {
         let direction = match self.u8()? {
             0 => Direction::Write,
             1 => Direction::Read,
-            value => return Err(DecodeError::UnknownValue { field: "direction", value }),
+            value => {
+                return Err(DecodeError::UnknownValue {
+                    field: "direction",
+                    value,
+                });
+            }
         };
         let omitted = match self.u8()? {
             0 => None,
             1 => Some((Missing::Truncated, omitted)),
             2 => Some((Missing::Unreadable, omitted)),
             3 => Some((Missing::TooLong, omitted)),
-            value => return Err(DecodeError::UnknownValue { field: "missing", value }),
+            value => {
+                return Err(DecodeError::UnknownValue {
+                    field: "missing",
+                    value,
+                });
+            }
         };
         self.array::<6>()?;
         let payload = self.slice(length as usize)?;

@@ -96,7 +96,10 @@ mod tests {
 
     #[test]
     fn printable_text_in_any_script_stays_as_it_is() {
-        for text in ["GET / HTTP/1.1\nHost: a\tb", "Grüße, Ελλάδα, 日本語, नमस्ते, 🦀, e\u{301}"] {
+        for text in [
+            "GET / HTTP/1.1\nHost: a\tb",
+            "Grüße, Ελλάδα, 日本語, नमस्ते, 🦀, e\u{301}",
+        ] {
             assert_eq!(escaped(text.as_bytes()), text);
         }
     }
@@ -109,7 +112,7 @@ mod tests {
             (b"a\rb", "a\\rb"),
             (b"a\r\nb\r", "a\nb\\r"),
             (b"\x00\x7f\x08", "\\x00\\x7f\\x08"),
-            ("\u{9b}31m".as_bytes(), "\\u{9b}31m"),           // CSI as one character
+            ("\u{9b}31m".as_bytes(), "\\u{9b}31m"), // CSI as one character
             ("\u{202e}txt.exe".as_bytes(), "\\u{202e}txt.exe"), // right-to-left override
             ("a\u{200b}b\u{feff}".as_bytes(), "a\\u{200b}b\\u{feff}"), // invisible
             ("\u{2028}\u{e000}".as_bytes(), "\\u{2028}\\u{e000}"),
@@ -123,7 +126,10 @@ mod tests {
     #[test]
     fn names_stay_on_their_line() {
         assert_eq!(escape_name(b"caddy"), "caddy");
-        assert_eq!(escape_name(b"a\nb\r\n\t\x1b\xff"), "a\\nb\\r\\n\\t\\x1b\\xff");
+        assert_eq!(
+            escape_name(b"a\nb\r\n\t\x1b\xff"),
+            "a\\nb\\r\\n\\t\\x1b\\xff"
+        );
     }
 
     proptest! {

@@ -20,7 +20,10 @@ pub struct JsonSink<W> {
 impl<W: Write> JsonSink<W> {
     /// A sink that writes to `out`, which ought to be buffered.
     pub fn new(out: W) -> Self {
-        Self { out, time: TimeFormat::rfc3339() }
+        Self {
+            out,
+            time: TimeFormat::rfc3339(),
+        }
     }
 }
 
@@ -132,7 +135,10 @@ struct Rfc3339<'a> {
 impl<'a> Rfc3339<'a> {
     fn new(format: &'a mut TimeFormat, time: Timestamp) -> Self {
         let (second, nanoseconds) = format.second(time);
-        Self { second, nanoseconds }
+        Self {
+            second,
+            nanoseconds,
+        }
     }
 }
 

@@ -32,10 +32,19 @@ pub struct Palette {
 
 impl Palette {
     /// For files and pipes.
-    pub const PLAIN: Self = Self { write: "", read: "", lost: "", reset: "" };
+    pub const PLAIN: Self = Self {
+        write: "",
+        read: "",
+        lost: "",
+        reset: "",
+    };
     /// For terminals.
-    pub const COLOURED: Self =
-        Self { write: "\x1b[1;36m", read: "\x1b[1;32m", lost: "\x1b[1;31m", reset: "\x1b[0m" };
+    pub const COLOURED: Self = Self {
+        write: "\x1b[1;36m",
+        read: "\x1b[1;32m",
+        lost: "\x1b[1;31m",
+        reset: "\x1b[0m",
+    };
 }
 
 /// Writes events as text.
@@ -50,7 +59,12 @@ pub struct TextSink<W> {
 impl<W: Write> TextSink<W> {
     /// A sink that writes to `out`, which ought to be buffered, with times in `zone`.
     pub fn new(out: W, style: PayloadStyle, palette: Palette, zone: TimeZone) -> Self {
-        Self { out, style, palette, time: TimeFormat::time_of_day(zone) }
+        Self {
+            out,
+            style,
+            palette,
+            time: TimeFormat::time_of_day(zone),
+        }
     }
 
     fn data(&mut self, data: &Data<'_>) -> io::Result<()> {
@@ -70,7 +84,11 @@ impl<W: Write> TextSink<W> {
         write!(self.out, "{}", Bytes(length))?;
         if length < data.call_length {
             let last = data.call_offset + length;
-            write!(self.out, ", {}-{last} of {}", data.call_offset, data.call_length)?;
+            write!(
+                self.out,
+                ", {}-{last} of {}",
+                data.call_offset, data.call_length
+            )?;
         }
         if data.truncated > 0 {
             write!(self.out, ", the rest not captured (--tsize)")?;
@@ -81,7 +99,11 @@ impl<W: Write> TextSink<W> {
             PayloadStyle::Hex => write_hexdump(&mut self.out, data.payload, data.call_offset),
             PayloadStyle::Text => {
                 write_escaped(&mut self.out, data.payload)?;
-                if data.payload.ends_with(b"\n") { Ok(()) } else { self.out.write_all(b"\n") }
+                if data.payload.ends_with(b"\n") {
+                    Ok(())
+                } else {
+                    self.out.write_all(b"\n")
+                }
             }
         }
     }

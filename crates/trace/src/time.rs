@@ -43,7 +43,12 @@ impl TimeFormat {
     }
 
     fn new(zone: TimeZone, pattern: &'static str) -> Self {
-        Self { zone, pattern, second: None, written: String::new() }
+        Self {
+            zone,
+            pattern,
+            second: None,
+            written: String::new(),
+        }
     }
 
     /// Everything down to the second, and the nanoseconds above it.
@@ -70,7 +75,11 @@ mod tests {
     fn every_timestamp_is_written_as_itself() {
         let mut format = TimeFormat::rfc3339();
         for (ns, second, fraction) in [
-            (1_795_379_103_123_456_789, "2026-11-22T20:25:03", 123_456_789),
+            (
+                1_795_379_103_123_456_789,
+                "2026-11-22T20:25:03",
+                123_456_789,
+            ),
             (1_795_379_104_000_000_001, "2026-11-22T20:25:04", 1),
             (-1, "1969-12-31T23:59:59", 999_999_999),
         ] {

@@ -43,7 +43,11 @@ struct Key {
 
 impl Key {
     fn of(header: &Header) -> Self {
-        Self { pid: header.pid, conn: header.conn, first_seen_ns: header.first_seen_ns }
+        Self {
+            pid: header.pid,
+            conn: header.conn,
+            first_seen_ns: header.first_seen_ns,
+        }
     }
 }
 
@@ -77,7 +81,10 @@ impl Tracker {
         // One that is bounded from the start takes all its memory at once: megabytes.
         let mut connections = LruCache::unbounded();
         connections.resize(NonZeroUsize::new(Self::CONNECTIONS_MAX).unwrap_or(NonZeroUsize::MIN));
-        Self { connections, totals: Totals::default() }
+        Self {
+            connections,
+            totals: Totals::default(),
+        }
     }
 
     /// What passed so far.
@@ -116,7 +123,13 @@ impl Tracker {
         }
         self.totals.lost_records += records;
         self.totals.lost_bytes += bytes;
-        sink.event(&Event::Lost(Lost { time, place: None, bytes, records, reason: Loss::BufferFull }))
+        sink.event(&Event::Lost(Lost {
+            time,
+            place: None,
+            bytes,
+            records,
+            reason: Loss::BufferFull,
+        }))
     }
 
     fn data(
@@ -130,7 +143,10 @@ impl Tracker {
             None => (None, 0),
         };
         let length = record.payload.len() as u64;
-        let begin = Stream { offset: record.stream_offset, sequence: record.sequence };
+        let begin = Stream {
+            offset: record.stream_offset,
+            sequence: record.sequence,
+        };
         let end = Stream {
             offset: begin.offset.saturating_add(length).saturating_add(omitted),
             sequence: begin.sequence.wrapping_add(1),
@@ -150,7 +166,11 @@ impl Tracker {
                 stream_offset: record.stream_offset,
                 call_length: record.call_length,
                 call_offset: record.call_offset,
-                truncated: if missing == Some(Missing::Truncated) { omitted } else { 0 },
+                truncated: if missing == Some(Missing::Truncated) {
+                    omitted
+                } else {
+                    0
+                },
                 payload: record.payload,
             }))?;
         }
@@ -162,7 +182,10 @@ impl Tracker {
         let stream_offset = record.stream_offset.saturating_add(length);
         sink.event(&Event::Lost(Lost {
             time,
-            place: Some(Place { stream_offset, ..place }),
+            place: Some(Place {
+                stream_offset,
+                ..place
+            }),
             bytes: omitted,
             records: 1,
             reason,
@@ -201,7 +224,10 @@ impl Tracker {
         let totals = &mut self.totals;
         let connection = self.connections.get_or_insert_mut(Key::of(header), || {
             totals.connections += 1;
-            Connection { number: totals.connections, streams: Default::default() }
+            Connection {
+                number: totals.connections,
+                streams: Default::default(),
+            }
         });
         let expected = std::mem::replace(&mut connection.streams[direction.index()], end);
         let place = Place {
@@ -217,7 +243,13 @@ impl Tracker {
             totals.lost_records += records;
             totals.lost_bytes += bytes;
             let (place, reason) = (Some(place), Loss::BufferFull);
-            sink.event(&Event::Lost(Lost { time, place, bytes, records, reason }))?;
+            sink.event(&Event::Lost(Lost {
+                time,
+                place,
+                bytes,
+                records,
+                reason,
+            }))?;
         }
         Ok(place)
     }

@@ -1,0 +1,174 @@
+//! The command line, as typed.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Shows what Go programs say over TLS, on a live Linux machine: no proxy, no certificate, no restart
+/// of the program and no change to it.
+#[derive(Debug, Parser)]
+#[command(name = "ecapture", version, about, before_help = EXAMPLES, arg_required_else_help = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ecapture gotls --pid 4242                      what process 4242 says, as text
+  ecapture gotls -e /usr/bin/caddy               every process that runs this executable
+  ecapture gotls -e ./server --format json       JSON lines, for scripts
+  ecapture gotls -e ./server --duration 10 >log  ten seconds, into a file
+  ecapture inspect ./server                      can it be captured, and how (needs no root)";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Capture the TLS plaintext of a Go program
+    #[command(visible_alias = "tlsgo", before_help = GOTLS_EXAMPLES)]
+    Gotls(GotlsArgs),
+    /// Show what is in a Go executable and where it can be probed
+    #[command(before_help = INSPECT_EXAMPLES)]
+    Inspect(InspectArgs),
+}
+
+const GOTLS_EXAMPLES: &str = "\
+Examples:
+  ecapture gotls --pid 4242
+  ecapture gotls -e /usr/bin/caddy --hex
+  ecapture gotls -e /usr/bin/caddy -u 33 --tsize 200
+  ecapture gotls -e ./server --format json | jq -r 'select(.type==\"data\").data_base64' | base64 -d";
+
+const INSPECT_EXAMPLES: &str = "\
+Examples:
+  ecapture inspect /usr/bin/caddy
+  ecapture inspect ./server --format json";
+
+/// `ecapture gotls`
+#[derive(Debug, clap::Args)]
+pub(crate) struct GotlsArgs {
+    /// The Go executable: every process that runs it is captured, now and later
+    #[arg(short, long, value_name = "PATH", required_unless_present = "pid")]
+    pub(crate) elfpath: Option<PathBuf>,
+
+    /// What to show
+    #[arg(short, long, visible_alias = "mode", value_enum, default_value_t = Mode::Text)]
+    pub(crate) model: Mode,
+
+    /// Only this process; alone, it also says which executable
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) pid: Option<u32>,
+
+    /// Only processes of the user with this number
+    #[arg(short, long, value_name = "N")]
+    pub(crate) uid: Option<u32>,
+
+    /// Show payloads as a hex dump
+    #[arg(long)]
+    pub(crate) hex: bool,
+
+    /// Text for people or JSON lines for scripts
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+
+    /// Capture only the first so many bytes of each call; 0 stands for all of them
+    #[arg(short, long, value_name = "BYTES", default_value_t = 0)]
+    pub(crate) tsize: u64,
+
+    /// Size of the buffer between kernel and ecapture in KiB, rounded up to a power of two
+    #[arg(long, value_name = "KIB", default_value_t = 16 * 1024)]
+    pub(crate) mapsize: u64,
+
+    /// End after so many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) duration: Option<Duration>,
+
+    /// Say on stderr what is being done, with all that the kernel's verifier says
+    #[arg(short, long)]
+    pub(crate) debug: bool,
+
+    /// Where to take what a program reads from: for tests
+    #[arg(long, value_enum, default_value_t = ReadSite::Auto, hide = true)]
+    pub(crate) read_site: ReadSite,
+}
+
+/// `ecapture inspect`
+#[derive(Debug, clap::Args)]
+pub(crate) struct InspectArgs {
+    /// The executable, of any machine
+    pub(crate) path: PathBuf,
+
+    /// Text for people or JSON for scripts
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// The plaintext
+    Text,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Text,
+    /// For scripts
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReadSite {
+    Auto,
+    Copy,
+    Ret,
+}
+
+impl From<ReadSite> for gobin::ReadSitePreference {
+    fn from(site: ReadSite) -> Self {
+        match site {
+            ReadSite::Auto => Self::Auto,
+            ReadSite::Copy => Self::Copy,
+            ReadSite::Ret => Self::Returns,
+        }
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse()
+        .ok()
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| "give a number of seconds greater than 0, such as 10 or 0.5".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn definition_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn ecaptures_spelling_is_understood() {
+        for line in [
+            "ecapture gotls --elfpath=/bin/x --hex --pid=3423",
+            "ecapture tlsgo -m text -e /bin/x -t 100 --mapsize 5120 -u 1000 -d",
+            "ecapture gotls --model text -p 1",
+        ] {
+            Args::try_parse_from(line.split(' ')).unwrap();
+        }
+    }
+
+    #[test]
+    fn durations_are_positive_numbers_of_seconds() {
+        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+        for wrong in ["0", "-1", "ten", "", "NaN", "inf", "1e400"] {
+            assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Waits for the reason to end: a signal, the time, the target's end, or the output's.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+/// Why a capture ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Signal,
+    TimeIsUp,
+    TargetEnded,
+    /// The consumer gave up: the output failed, or its reader went away.
+    ConsumerEnded,
+    /// Nobody reads standard output any more.
+    OutputClosed,
+}
+
+/// Ctrl-C, SIGTERM and SIGHUP, as something to wait for instead of the end of the process.
+#[derive(Debug)]
+pub(crate) struct Signals(UnixStream);
+
+impl Signals {
+    pub(crate) fn catch() -> io::Result<Self> {
+        let (receiver, sender) = UnixStream::pair()?;
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
+        }
+        receiver.set_nonblocking(true)?;
+        Ok(Self(receiver))
+    }
+
+    /// Forgets the signals that came so far.
+    fn clear(&mut self) {
+        let mut seen = [0; 64];
+        while matches!(self.0.read(&mut seen), Ok(count) if count > 0) {}
+    }
+}
+
+/// Waits until there is a reason to end the capture.
+pub(crate) fn wait_for_end(
+    signals: &mut Signals,
+    target: Option<BorrowedFd<'_>>,
+    consumer: BorrowedFd<'_>,
+    duration: Option<Duration>,
+) -> io::Result<End> {
+    let deadline = duration.and_then(|duration| Instant::now().checked_add(duration));
+    let stdout = io::stdout();
+    loop {
+        let mut descriptors = vec![
+            PollFd::new(&signals.0, PollFlags::IN),
+            PollFd::from_borrowed_fd(consumer, PollFlags::IN),
+            // Asked for nothing, poll still reports an error: the pipe's reader is gone.
+            PollFd::from_borrowed_fd(stdout.as_fd(), PollFlags::empty()),
+        ];
+        descriptors.extend(target.map(|target| PollFd::from_borrowed_fd(target, PollFlags::IN)));
+        if !wait(&mut descriptors, deadline)? {
+            return Ok(End::TimeIsUp);
+        }
+        let ready = |index: usize| !descriptors[index].revents().is_empty();
+        if ready(1) {
+            return Ok(End::ConsumerEnded);
+        }
+        if ready(0) {
+            signals.clear();
+            return Ok(End::Signal);
+        }
+        if descriptors[2].revents().intersects(PollFlags::ERR) {
+            return Ok(End::OutputClosed);
+        }
+        if descriptors.len() > 3 && ready(3) {
+            return Ok(End::TargetEnded);
+        }
+    }
+}
+
+/// Gives the consumer time to write what is left. Whether it did so; a further signal or too long a
+/// wait ends the patience.
+pub(crate) fn wait_for_consumer(
+    signals: &Signals,
+    consumer: BorrowedFd<'_>,
+    patience: Duration,
+) -> io::Result<bool> {
+    let mut descriptors = [
+        PollFd::from_borrowed_fd(consumer, PollFlags::IN),
+        PollFd::new(&signals.0, PollFlags::IN),
+    ];
+    wait(&mut descriptors, Instant::now().checked_add(patience))?;
+    Ok(!descriptors[0].revents().is_empty())
+}
+
+/// Polls, until the deadline if there is one. Whether any descriptor is ready.
+fn wait(descriptors: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<bool> {
+    loop {
+        let timeout = deadline.map(|deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            Timespec {
+                tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            }
+        });
+        match poll(descriptors, timeout.as_ref()) {
+            Ok(0) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
+                return Ok(false);
+            }
+            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) => return Ok(true),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
