@@ -11,7 +11,7 @@ use std::ops::Range;
 use crate::{Abi, Arch, Vaddr, amd64, arm64};
 
 /// Larger functions are refused; those of `crypto/tls` have a few kB.
-pub(crate) const MAX_CODE: u64 = 256 << 10;
+pub(crate) const MAX_CODE: u64 = 64 << 10;
 /// The check is done after at most this many instructions.
 const MAX_PROLOGUE: usize = 12;
 /// `runtime.morestack` is called after spilling at most every argument register.
@@ -298,7 +298,7 @@ impl Code {
                 let Some(register) = store.argument else {
                     continue;
                 };
-                let to = depths.from_entry(index, store.offset);
+                let to = depths.offset_from_entry(index, store.offset);
                 if let Some(slot @ None) = spilled.get_mut(usize::from(register))
                     && written & (1 << register) == 0
                     && to == Some(slot_offset(register))
@@ -332,7 +332,7 @@ impl Code {
                 && !in_block
                 && step.stores.iter().flatten().any(|store| {
                     depths
-                        .from_entry(index, store.offset)
+                        .offset_from_entry(index, store.offset)
                         .is_none_or(|to| to < slot + 8 && slot < to.saturating_add(store.size))
                 })
         })
@@ -353,12 +353,12 @@ impl Depths {
     }
 
     /// An offset from the step's stack pointer as one from the entry's.
-    pub(crate) fn from_entry(&self, index: usize, offset: i64) -> Option<i64> {
+    pub(crate) fn offset_from_entry(&self, index: usize, offset: i64) -> Option<i64> {
         self.at(index)?.checked_add(offset)
     }
 
     /// An offset from the entry's stack pointer as one from the step's.
-    pub(crate) fn from_step(&self, index: usize, offset: i64) -> Option<u32> {
+    pub(crate) fn offset_from_step(&self, index: usize, offset: i64) -> Option<u32> {
         u32::try_from(offset.checked_sub(self.at(index)?)?).ok()
     }
 }

@@ -137,11 +137,14 @@ pub enum Error {
     /// A Go program into which the package was not linked.
     #[error(
         "a Go program without {package}: neither (*Conn).Read nor (*Conn).writeRecordLocked is \
-         linked in, so it speaks no TLS through that package and there is nothing to capture"
+         linked in, so it speaks no TLS through that package and there is nothing to capture{}",
+        hint(copies)
     )]
     NoTls {
         /// The import path that was looked for.
         package: String,
+        /// The import paths of packages that have the same functions.
+        copies: Vec<String>,
     },
 
     /// The function is not in the function table.
@@ -175,4 +178,12 @@ pub enum Error {
         /// The machine.
         arch: Arch,
     },
+}
+
+/// Names the packages that could be meant instead.
+fn hint(copies: &[String]) -> String {
+    match copies {
+        [] => String::new(),
+        copies => format!("; but it has a copy of that package: {}", copies.join(", ")),
+    }
 }
