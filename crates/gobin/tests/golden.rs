@@ -336,10 +336,7 @@ fn the_receiver_is_read_from_the_slot_that_the_plan_names() {
             .code
             .as_ref()
             .unwrap();
-        let operand = match binary.arch() {
-            Arch::Amd64 => format!("{slot:#x}(%rsp)"),
-            Arch::Arm64 => format!("[sp, #{slot}]"),
-        };
+        let operand = Location::Stack(slot).assembly(binary.arch());
         let listing = objdump(&binary, &code.range);
         let mentions = |store: bool| {
             listing
@@ -570,7 +567,7 @@ fn with_segment(elf: &[u8], data: &[u8]) -> Vec<u8> {
     let offset = bytes.len() as u64;
     bytes.extend_from_slice(data);
     // PT_LOAD, PF_R, offset, vaddr, paddr, filesz, memsz, align.
-    let mut header = Vec::from([1u32, 4].map(u32::to_le_bytes).concat());
+    let mut header = [1u32, 4].map(u32::to_le_bytes).concat();
     let size = data.len() as u64;
     header.extend(
         [offset, 0x7000_0000, 0x7000_0000, size, size, 4096]
