@@ -56,7 +56,7 @@ pub enum Error {
 
     /// The file ends before what its headers say it contains.
     #[error(
-        "the file is truncated: its {table} need {needs} bytes, but it has {has}; copy or build it again"
+        "the file is truncated: by its {table} it has {needs} bytes or more, but there are {has}; copy or build it again"
     )]
     Truncated {
         /// Which table says so.

@@ -53,7 +53,7 @@ fn each_refusal_says_what_was_found_and_what_to_do() {
         ),
         (
             &elf(2, 1, 2, 62)[..80],
-            "the file is truncated: its ELF headers need 120 bytes, but it has 80; copy or build it again",
+            "the file is truncated: by its ELF headers it has 120 bytes or more, but there are 80; copy or build it again",
         ),
     ];
     for (bytes, expected) in cases {
