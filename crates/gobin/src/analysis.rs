@@ -121,6 +121,10 @@ pub struct Analysis {
     pub pclntab: PclntabSummary,
     /// The import path of the TLS package that was looked for.
     pub package: String,
+    /// The import paths of other packages that have `(*Conn).writeRecordLocked`: copies of
+    /// `crypto/tls`, each of which can be given to [`analyze_package`]. At most 16. Go 1.15 and
+    /// older mix names with other data, so that a path may begin with stray bytes there.
+    pub other_packages: Vec<String>,
     /// The functions, in the order of [`Function::ALL`].
     pub functions: Vec<FunctionReport>,
 }
@@ -188,23 +192,14 @@ pub fn analyze_package(bytes: &[u8], package: &str) -> Result<Analysis, Error> {
             functions: pclntab.functions(),
         },
         package: package.to_owned(),
+        other_packages: pclntab
+            .packages_with("(*Conn).writeRecordLocked")
+            .into_iter()
+            .filter(|other| other != package)
+            .collect(),
         functions,
         build_info,
     })
-}
-
-/// The import paths under which the program has `(*Conn).writeRecordLocked`: `crypto/tls` and its
-/// copies, each of which can be given to [`analyze_package`]. At most 64.
-///
-/// Go 1.15 and older mix names with other data, so that a path may begin with stray bytes there.
-///
-/// # Errors
-///
-/// As [`analyze`].
-pub fn tls_packages(bytes: &[u8]) -> Result<Vec<String>, Error> {
-    let elf = Elf::parse(bytes)?;
-    let (pclntab, ..) = go_tables(&elf)?;
-    Ok(pclntab.packages_with("(*Conn).writeRecordLocked"))
 }
 
 impl Analysis {
@@ -230,6 +225,7 @@ impl Analysis {
         if missing(Function::Read) && missing(Function::WriteRecordLocked) {
             return Err(Error::NoTls {
                 package: self.package.clone(),
+                copies: self.other_packages.clone(),
             });
         }
         Ok(ProbePlan {

@@ -16,6 +16,8 @@ const FLAG_INLINE: u8 = 2;
 const HEADER_SIZE: u64 = 32;
 /// A module with thousands of dependencies lists them in well under this.
 const MAX_STRING: u64 = 4 << 20;
+/// How many places with the magic are looked at in a segment.
+const MAX_HITS: usize = 16;
 /// Go 1.27 writes about twenty.
 const MAX_SETTINGS: usize = 256;
 
@@ -116,19 +118,24 @@ fn unquote(text: &str) -> String {
 
 /// The version and the module info, from wherever the build info is.
 ///
-/// The section is sure. Without it the first hit in the first writable segment counts, as for Go's
-/// own `go version`: there are false ones, in programs that embed Go executables.
+/// The section is sure. Without it the first hit in a writable segment counts, nearly as for Go's own
+/// `go version`: elsewhere there are false ones, in programs that embed Go executables.
 fn find<'data>(elf: &Elf<'data>) -> Option<(&'data [u8], &'data [u8])> {
     if let Some(section) = elf.section(".go.buildinfo")
         && let Some(found) = parse(elf, section.bytes)
     {
         return Some(found);
     }
-    let segment = elf.segments().find(|s| s.writable && !s.executable)?;
-    memchr::memmem::find_iter(segment.bytes, MAGIC)
-        .filter(|&at| (at as u64).is_multiple_of(ALIGN))
-        .take(16)
-        .find_map(|at| parse(elf, segment.bytes.get(at..)?))
+    // Linkers other than Go's put relocated read-only data into a writable segment of its own, in
+    // front: go on with the next one.
+    elf.segments()
+        .filter(|s| s.writable && !s.executable)
+        .find_map(|segment| {
+            memchr::memmem::find_iter(segment.bytes, MAGIC)
+                .filter(|&at| (segment.vaddr.0.wrapping_add(at as u64)).is_multiple_of(ALIGN))
+                .take(MAX_HITS)
+                .find_map(|at| parse(elf, segment.bytes.get(at..)?))
+        })
 }
 
 fn parse<'data>(elf: &Elf<'data>, bytes: &'data [u8]) -> Option<(&'data [u8], &'data [u8])> {

@@ -11,7 +11,7 @@ use std::ops::Range;
 use crate::{Abi, Arch, Vaddr, amd64, arm64};
 
 /// Larger functions are refused; those of `crypto/tls` have a few kB.
-pub(crate) const MAX_CODE: u64 = 256 << 10;
+pub(crate) const MAX_CODE: u64 = 64 << 10;
 /// The check is done after at most this many instructions.
 const MAX_PROLOGUE: usize = 12;
 /// `runtime.morestack` is called after spilling at most every argument register.
@@ -298,7 +298,7 @@ impl Code {
                 let Some(register) = store.argument else {
                     continue;
                 };
-                let to = depths.from_entry(index, store.offset);
+                let to = depths.offset_from_entry(index, store.offset);
                 if let Some(slot @ None) = spilled.get_mut(usize::from(register))
                     && written & (1 << register) == 0
                     && to == Some(slot_offset(register))
@@ -332,7 +332,7 @@ impl Code {
                 && !in_block
                 && step.stores.iter().flatten().any(|store| {
                     depths
-                        .from_entry(index, store.offset)
+                        .offset_from_entry(index, store.offset)
                         .is_none_or(|to| to < slot + 8 && slot < to.saturating_add(store.size))
                 })
         })
@@ -353,12 +353,112 @@ impl Depths {
     }
 
     /// An offset from the step's stack pointer as one from the entry's.
-    pub(crate) fn from_entry(&self, index: usize, offset: i64) -> Option<i64> {
+    pub(crate) fn offset_from_entry(&self, index: usize, offset: i64) -> Option<i64> {
         self.at(index)?.checked_add(offset)
     }
 
     /// An offset from the entry's stack pointer as one from the step's.
-    pub(crate) fn from_step(&self, index: usize, offset: i64) -> Option<u32> {
+    pub(crate) fn offset_from_step(&self, index: usize, offset: i64) -> Option<u32> {
         u32::try_from(offset.checked_sub(self.at(index)?)?).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ENTRY: u64 = 0x1000;
+    /// `cmp 0x10(%r14),%rsp`.
+    const COMPARE: [u8; 4] = [0x49, 0x3b, 0x66, 0x10];
+    /// `push %rbp; mov %rsp,%rbp; sub $0x20,%rsp`.
+    const FRAME: [u8; 8] = [0x55, 0x48, 0x89, 0xe5, 0x48, 0x83, 0xec, 0x20];
+    /// `mov %rax,0x30(%rsp)`: the receiver to the caller's slot, with the frame above.
+    const SPILL: [u8; 5] = [0x48, 0x89, 0x44, 0x24, 0x30];
+    /// `add $0x20,%rsp; pop %rbp; ret`.
+    const LEAVE: [u8; 6] = [0x48, 0x83, 0xc4, 0x20, 0x5d, 0xc3];
+
+    /// A function with a stack check whose jump has the given opcode, then frame, body, epilogue,
+    /// and the block that calls `runtime.morestack` at 0x9000.
+    fn function(jump: u8, body: &[u8]) -> Code {
+        let mut bytes = COMPARE.to_vec();
+        let inner = [&FRAME[..], body, &LEAVE].concat();
+        bytes.extend([jump, u8::try_from(inner.len()).unwrap()]);
+        bytes.extend(inner);
+        let call = 0x9000 - (ENTRY as i32 + bytes.len() as i32 + 5);
+        bytes.push(0xe8);
+        bytes.extend(call.to_le_bytes());
+        let back = -(bytes.len() as i32 + 5);
+        bytes.push(0xe9);
+        bytes.extend(back.to_le_bytes());
+        let end = Vaddr(ENTRY + bytes.len() as u64);
+        Code::disassemble(Vaddr(ENTRY)..end, &bytes, Arch::Amd64).unwrap()
+    }
+
+    fn name(at: Vaddr) -> Option<&'static [u8]> {
+        (at == Vaddr(0x9000)).then_some(b"runtime.morestack_noctxt")
+    }
+
+    #[test]
+    fn a_function_of_the_usual_shape_is_understood() {
+        let code = function(0x76, &SPILL);
+        let check = code.stack_check(&name).unwrap().unwrap();
+        assert_eq!((check.jump, check.abi), (1, Abi::Register));
+        assert_eq!(code.steps[2].kind, Kind::PushFramePointer);
+        let depths = code.depths().unwrap();
+        let ret = code
+            .steps
+            .iter()
+            .position(|step| step.kind == Kind::Return)
+            .unwrap();
+        assert_eq!(depths.at(ret), Some(0));
+        assert_eq!(code.spills(&depths, Some(&check)), [true, false]);
+    }
+
+    #[test]
+    fn a_jump_on_other_flags_is_no_stack_check() {
+        // `jb` instead of `jbe`.
+        assert!(function(0x72, &SPILL).stack_check(&name).is_err());
+    }
+
+    #[test]
+    fn a_check_that_leads_elsewhere_is_refused() {
+        let unnamed = |_: Vaddr| None;
+        // Without the name there is no call of runtime.morestack at all.
+        assert!(function(0x76, &SPILL).stack_check(&unnamed).is_err());
+    }
+
+    #[test]
+    fn a_slot_that_is_written_again_is_not_relied_on() {
+        // `mov %rax,0x30(%rsp)`, then `movl $0,0x34(%rsp)`: half of the slot.
+        let body = [&SPILL[..], &[0xc7, 0x44, 0x24, 0x34, 0, 0, 0, 0]].concat();
+        let code = function(0x76, &body);
+        let depths = code.depths().unwrap();
+        assert_eq!(code.spills(&depths, None), [false]);
+    }
+
+    #[test]
+    fn a_receiver_that_changed_before_it_is_stored_is_no_spill() {
+        // `xor %eax,%eax` first.
+        let body = [&[0x31, 0xc0][..], &SPILL].concat();
+        let code = function(0x76, &body);
+        let check = code.stack_check(&name).unwrap();
+        assert_eq!(
+            code.spills(&code.depths().unwrap(), check.as_ref()),
+            [false]
+        );
+    }
+
+    #[test]
+    fn a_jump_into_an_instruction_is_refused() {
+        // `jmp -1`: into itself.
+        assert!(function(0x76, &[0xeb, 0xff]).depths().is_err());
+    }
+
+    #[test]
+    fn a_stack_that_is_not_followed_is_refused() {
+        // `mov %rbp,%rsp`.
+        assert!(function(0x76, &[0x48, 0x89, 0xec]).depths().is_err());
+        // `jne +1; push %rbx`: deeper on one way than on the other.
+        assert!(function(0x76, &[0x75, 0x01, 0x53]).depths().is_err());
     }
 }

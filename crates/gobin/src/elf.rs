@@ -250,16 +250,14 @@ impl<'data> Elf<'data> {
             Arch::Amd64 => u64::from(elf::R_X86_64_RELATIVE.0),
             Arch::Arm64 => u64::from(elf::R_AARCH64_RELATIVE.0),
         };
-        self.rela_table()
-            .unwrap_or_default()
-            .iter()
-            .filter_map(move |r| {
-                (r.r_info.get(LE) & 0xffff_ffff == kind).then(|| {
-                    (
-                        Vaddr(r.r_offset.get(LE)),
-                        Vaddr(r.r_addend.get(LE).cast_unsigned()),
-                    )
-                })
+        let table = self.rela_table().unwrap_or_default().iter();
+        table
+            .filter(move |r| r.r_info.get(LE) & 0xffff_ffff == kind)
+            .map(|r| {
+                (
+                    Vaddr(r.r_offset.get(LE)),
+                    Vaddr(r.r_addend.get(LE).cast_unsigned()),
+                )
             })
     }
 
@@ -308,9 +306,7 @@ impl<'data> Elf<'data> {
     }
 }
 
-fn loads<'data>(
-    segments: &'data [ProgramHeader64<LE>],
-) -> impl Iterator<Item = &'data ProgramHeader64<LE>> {
+fn loads(segments: &[ProgramHeader64<LE>]) -> impl Iterator<Item = &ProgramHeader64<LE>> {
     segments.iter().filter(|s| s.p_type.get(LE) == elf::PT_LOAD)
 }
 

@@ -56,7 +56,7 @@ pub enum Error {
 
     /// The file ends before what its headers say it contains.
     #[error(
-        "the file is truncated: its {table} need {needs} bytes, but it has {has}; copy or build it again"
+        "the file is truncated: by its {table} it has {needs} bytes or more, but there are {has}; copy or build it again"
     )]
     Truncated {
         /// Which table says so.
@@ -137,11 +137,14 @@ pub enum Error {
     /// A Go program into which the package was not linked.
     #[error(
         "a Go program without {package}: neither (*Conn).Read nor (*Conn).writeRecordLocked is \
-         linked in, so it speaks no TLS through that package and there is nothing to capture"
+         linked in, so it speaks no TLS through that package and there is nothing to capture{}",
+        hint(copies)
     )]
     NoTls {
         /// The import path that was looked for.
         package: String,
+        /// The import paths of packages that have the same functions.
+        copies: Vec<String>,
     },
 
     /// The function is not in the function table.
@@ -175,4 +178,12 @@ pub enum Error {
         /// The machine.
         arch: Arch,
     },
+}
+
+/// Names the packages that could be meant instead.
+fn hint(copies: &[String]) -> String {
+    match copies {
+        [] => String::new(),
+        copies => format!("; but it has a copy of that package: {}", copies.join(", ")),
+    }
 }

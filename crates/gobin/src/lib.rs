@@ -34,7 +34,7 @@ pub use abi::{Abi, Arch};
 pub use address::{FileOffset, Vaddr};
 pub use analysis::{
     Analysis, BuildMode, CRYPTO_TLS, FunctionCode, FunctionReport, Linkage, PclntabSummary, Probes,
-    analyze, analyze_package, tls_packages,
+    analyze, analyze_package,
 };
 pub use buildinfo::BuildInfo;
 pub use error::{Error, Table};

@@ -32,11 +32,12 @@ impl std::fmt::Display for Located {
 const TABLE_SECTIONS: [&str; 2] = [".gopclntab", ".data.rel.ro.gopclntab"];
 /// Since Go 1.26, and before.
 const MODULE_SECTIONS: [&str; 2] = [".go.module", ".noptrdata"];
-/// Sound headers that are looked at before a scan gives up. Real programs have one per embedded
-/// executable.
-const MAX_HEADERS: usize = 64;
-/// Pointers to one table that are looked at.
-const MAX_POINTERS: usize = 1024;
+/// Headers that are looked at before a scan gives up, and sound ones among them. Real programs have
+/// one per embedded executable; hostile ones must not make this last.
+const MAX_CANDIDATES: usize = 256;
+const MAX_HEADERS: usize = 32;
+/// Pointers to one table that are looked at. Real programs have one or two.
+const MAX_POINTERS: usize = 64;
 
 /// Finds the function table that the runtime uses; `Ok(None)` if there is no trace of one.
 pub(crate) fn locate<'data>(elf: &Elf<'data>) -> Result<Option<(Pclntab<'data>, Located)>, Error> {
@@ -66,7 +67,7 @@ pub(crate) fn locate<'data>(elf: &Elf<'data>) -> Result<Option<(Pclntab<'data>, 
         })
     });
     let mut headers = 0;
-    for (vaddr, bytes) in hits {
+    for (vaddr, bytes) in hits.take(MAX_CANDIDATES) {
         match confirm(elf, vaddr, bytes) {
             Ok(table) => return Ok(Some((table, Located::Scan))),
             Err(

@@ -12,7 +12,7 @@ use crate::{Arch, Vaddr};
 /// Names of functions are at most this long for us; generics make the longest, of a few kB.
 const MAX_NAME: usize = 64 << 10;
 /// How often a name is looked at as the tail of others before it is given up.
-const MAX_NAME_OFFSETS: usize = 64;
+const MAX_NAME_OFFSETS: usize = 16;
 /// The largest Go programs known have under a million functions.
 const MAX_FUNCTIONS: u64 = 16 << 20;
 

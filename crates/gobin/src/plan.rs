@@ -1,5 +1,7 @@
 //! The outcome of an analysis: which instructions to probe, and where each finds its arguments.
 
+use std::fmt;
+
 use crate::{Abi, Arch, Error, FileOffset, GoVersion, Vaddr};
 
 /// The functions of `crypto/tls` that we look at.
@@ -60,6 +62,28 @@ pub enum SiteKind {
     Return,
 }
 
+/// The instruction and the reason for it, in words.
+impl fmt::Display for SiteKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PushFramePointer => {
+                "push of the frame pointer behind the stack check: emulated by the kernel, runs \
+                 once a call"
+            }
+            Self::StackCheckJump => {
+                "the stack check's own jump: emulated by the kernel; hits that lead to \
+                 runtime.morestack are ignored"
+            }
+            Self::FirstInstruction => "first instruction: the function has no stack check",
+            Self::MemmoveCall => {
+                "the one call of runtime.memmove, which copies plaintext to the caller: emulated by \
+                 the kernel, runs only with data"
+            }
+            Self::Return => "return: results and the caller's argument slots are at hand",
+        })
+    }
+}
+
 /// One instruction to probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Site {
@@ -81,6 +105,25 @@ pub enum Location {
     Stack(u32),
 }
 
+impl Location {
+    /// The place as assembly of this machine writes it: `%rax`, `0x70(%rsp)`; `x0`, `[sp, #112]`.
+    pub fn assembly(self, arch: Arch) -> String {
+        const AMD64: [&str; 9] = [
+            "%rax", "%rbx", "%rcx", "%rdi", "%rsi", "%r8", "%r9", "%r10", "%r11",
+        ];
+        match (self, arch) {
+            (Self::ArgumentRegister(n), Arch::Amd64) => AMD64
+                .get(usize::from(n))
+                .copied()
+                .unwrap_or("%?")
+                .to_owned(),
+            (Self::ArgumentRegister(n), Arch::Arm64) => format!("x{n}"),
+            (Self::Stack(offset), Arch::Amd64) => format!("{offset:#x}(%rsp)"),
+            (Self::Stack(offset), Arch::Arm64) => format!("[sp, #{offset}]"),
+        }
+    }
+}
+
 /// A value that a probe needs, by its Go name: `c`, `typ`, `data.ptr`, `data.len`, …
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Argument {
@@ -95,7 +138,10 @@ pub struct Argument {
 pub struct EntryProbe {
     /// The instruction.
     pub site: Site,
-    /// All arguments' words that we use, in the order of the signature.
+    /// All arguments' words that we use, in the order of the signature. For
+    /// [`Function::WriteKeyLog`] the label is missing before Go 1.12, when it was always
+    /// `CLIENT_RANDOM`, and the last argument is called `secret` in every version. `typ` and
+    /// `version` are a byte and two bytes wide: mask what is read.
     pub arguments: Vec<Argument>,
 }
 
@@ -171,4 +217,18 @@ pub struct ProbePlan {
     pub key_log: Result<EntryProbe, Error>,
     /// `keysFromMasterSecret`, or why it can't be probed.
     pub master_secret: Result<EntryProbe, Error>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locations_as_assembly() {
+        assert_eq!(Location::ArgumentRegister(3).assembly(Arch::Amd64), "%rdi");
+        assert_eq!(Location::ArgumentRegister(3).assembly(Arch::Arm64), "x3");
+        assert_eq!(Location::ArgumentRegister(200).assembly(Arch::Amd64), "%?");
+        assert_eq!(Location::Stack(112).assembly(Arch::Amd64), "0x70(%rsp)");
+        assert_eq!(Location::Stack(112).assembly(Arch::Arm64), "[sp, #112]");
+    }
 }

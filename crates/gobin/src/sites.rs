@@ -243,7 +243,7 @@ impl<'a> Chooser<'a> {
             step.loads
                 .iter()
                 .flatten()
-                .any(|load| depths.from_entry(index, load.offset) == Some(slot_offset(1)))
+                .any(|load| depths.offset_from_entry(index, load.offset) == Some(slot_offset(1)))
         })
     }
 
@@ -284,7 +284,7 @@ impl<'a> Chooser<'a> {
 
     fn slot(&self, index: usize, word: u8, depths: &Depths) -> Result<Location, Error> {
         depths
-            .from_step(index, slot_offset(word))
+            .offset_from_step(index, slot_offset(word))
             .map(Location::Stack)
             .ok_or_else(|| self.fail_at_entry("the depth of its stack is implausible"))
     }

@@ -336,10 +336,7 @@ fn the_receiver_is_read_from_the_slot_that_the_plan_names() {
             .code
             .as_ref()
             .unwrap();
-        let operand = match binary.arch() {
-            Arch::Amd64 => format!("{slot:#x}(%rsp)"),
-            Arch::Arm64 => format!("[sp, #{slot}]"),
-        };
+        let operand = Location::Stack(slot).assembly(binary.arch());
         let listing = objdump(&binary, &code.range);
         let mentions = |store: bool| {
             listing
@@ -397,10 +394,10 @@ fn what_inspect_prints_is_right() {
                 "{binary}"
             );
         }
-        assert_eq!(
-            gobin::tls_packages(&binary.read()).unwrap().len(),
-            1,
-            "{binary}"
+        assert!(
+            analysis.other_packages.is_empty(),
+            "{binary}: {:?}",
+            analysis.other_packages
         );
         // pclntab and symbol table agree.
         let symbols = symbols(&binary);
@@ -425,7 +422,8 @@ fn a_program_without_tls_says_so() {
         assert_eq!(
             error,
             Error::NoTls {
-                package: "crypto/tls".into()
+                package: "crypto/tls".into(),
+                copies: vec![]
             },
             "{binary}"
         );
@@ -511,4 +509,76 @@ fn damaged_binaries_never_panic() {
             bytes[place] = original[place];
         }
     }
+}
+
+/// Go 1.12 and older write no build info; the version variable is all there is.
+#[test]
+#[ignore = "needs the test binaries: run `cargo xtask test`"]
+fn without_build_info_the_version_variable_is_read() {
+    for binary in binaries("exchange") {
+        let mut bytes = binary.read();
+        let expected = binary.analysis();
+        let places: Vec<usize> = memchr::memmem::find_iter(&bytes, b"\xff Go buildinf:").collect();
+        for place in places {
+            bytes[place] = 0;
+        }
+        let analysis = gobin::analyze(&bytes).unwrap_or_else(|error| panic!("{binary}: {error}"));
+        assert_eq!(analysis.go_version(), expected.go_version(), "{binary}");
+        assert_eq!(analysis.build_info.settings, [], "{binary}");
+        plan(&binary, &analysis, ReadSitePreference::Auto);
+    }
+}
+
+/// A Go executable as data inside of another one is not taken for it.
+#[test]
+#[ignore = "needs the test binaries: run `cargo xtask test`"]
+fn a_table_that_is_only_data_is_not_used() {
+    let all = binaries("exchange");
+    let of_arch = |arch| {
+        all.iter()
+            .filter(move |b| b.arch() == arch && b.is_optimised())
+    };
+    for arch in [Arch::Amd64, Arch::Arm64] {
+        let inner = of_arch(arch).next_back().unwrap();
+        let outer = of_arch(arch).next().unwrap();
+        // In front of the outer one's own segments as a segment of its own, mapped read-only.
+        let bytes = with_segment(&outer.read(), &inner.read());
+        let analysis = gobin::analyze(&bytes).unwrap_or_else(|error| panic!("{outer}: {error}"));
+        let expected = outer.analysis();
+        assert_eq!(analysis.go_version(), expected.go_version());
+        assert_eq!(analysis.pclntab.vaddr, expected.pclntab.vaddr);
+        let [ours, theirs] =
+            [&analysis, &expected].map(|a| plan(outer, a, ReadSitePreference::Auto));
+        assert_eq!(ours.write.site.vaddr, theirs.write.site.vaddr);
+        assert_eq!(ours.read.sites()[0].vaddr, theirs.read.sites()[0].vaddr);
+    }
+}
+
+/// Appends `data` to an ELF file, loaded at an unused address, and drops its section headers.
+/// The note segment, which nothing here needs, gives its header for it.
+fn with_segment(elf: &[u8], data: &[u8]) -> Vec<u8> {
+    let word = |at: usize| u64::from_le_bytes(elf[at..at + 8].try_into().unwrap());
+    let table = usize::try_from(word(0x20)).unwrap();
+    let count = usize::from(elf[0x38]);
+    let kind = |n: usize| u32::from_le_bytes(elf[table + 56 * n..][..4].try_into().unwrap());
+    let note = (0..count).find(|&n| kind(n) == 4).expect("a PT_NOTE");
+    let mut bytes = elf.to_vec();
+    bytes.resize(bytes.len().next_multiple_of(4096), 0);
+    let offset = bytes.len() as u64;
+    bytes.extend_from_slice(data);
+    // PT_LOAD, PF_R, offset, vaddr, paddr, filesz, memsz, align.
+    let mut header = [1u32, 4].map(u32::to_le_bytes).concat();
+    let size = data.len() as u64;
+    header.extend(
+        [offset, 0x7000_0000, 0x7000_0000, size, size, 4096]
+            .map(u64::to_le_bytes)
+            .concat(),
+    );
+    // First in the table, so that it is scanned first.
+    let at = table + 56 * note;
+    bytes.copy_within(table..at, table + 56);
+    bytes[table..table + 56].copy_from_slice(&header);
+    bytes[0x28..0x30].fill(0);
+    bytes[0x3c..0x40].fill(0);
+    bytes
 }

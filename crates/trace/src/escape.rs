@@ -6,72 +6,96 @@
 //! it is not, such as bidirectional overrides and invisible ones.
 
 use std::borrow::Cow;
-use std::io::{self, Write};
 
-/// Writes a payload as text.
-pub fn write_escaped(out: &mut impl Write, payload: &[u8]) -> io::Result<()> {
-    for chunk in payload.utf8_chunks() {
-        write_valid(out, chunk.valid(), true)?;
-        for byte in chunk.invalid() {
-            write!(out, "\\x{byte:02x}")?;
-        }
-    }
-    Ok(())
+/// Appends a payload as text.
+pub fn escape_payload(out: &mut Vec<u8>, payload: &[u8]) {
+    escape(out, payload, true);
 }
 
-/// A name for a header line, without a line break: that of a thread or a file.
+/// A name for a header line or a message, without a line break: that of a thread or a file.
 pub fn escape_name(name: &[u8]) -> Cow<'_, str> {
     match std::str::from_utf8(name) {
-        Ok(name) if name.bytes().all(|byte| (0x20..0x7f).contains(&byte)) => Cow::Borrowed(name),
+        Ok(name) if name.bytes().all(|byte| matches!(byte, b' '..=b'~')) => Cow::Borrowed(name),
         _ => {
             let mut escaped = Vec::new();
-            for chunk in name.utf8_chunks() {
-                // Writing to a vector does not fail.
-                let _ = write_valid(&mut escaped, chunk.valid(), false);
-                for byte in chunk.invalid() {
-                    let _ = write!(escaped, "\\x{byte:02x}");
-                }
-            }
+            escape(&mut escaped, name, false);
             Cow::Owned(String::from_utf8_lossy(&escaped).into_owned())
         }
     }
 }
 
-/// Writes runs of harmless characters at once, the others one by one.
-fn write_valid(out: &mut impl Write, text: &str, line_breaks: bool) -> io::Result<()> {
-    let mut written = 0;
-    let mut chars = text.char_indices().peekable();
-    while let Some((position, c)) = chars.next() {
-        if is_harmless(c, line_breaks) {
-            continue;
-        }
-        out.write_all(&text.as_bytes()[written..position])?;
-        written = position + c.len_utf8();
-        let before_line_feed = matches!(chars.peek(), Some((_, '\n')));
-        match c {
-            '\r' if line_breaks && before_line_feed => {}
-            '\r' => out.write_all(b"\\r")?,
-            '\n' => out.write_all(b"\\n")?,
-            '\t' => out.write_all(b"\\t")?,
-            c if c.is_ascii() => write!(out, "\\x{:02x}", u32::from(c))?,
-            c => write!(out, "{}", c.escape_unicode())?,
-        }
+/// Copies runs of harmless ASCII at once, and looks at everything else one by one.
+fn escape(out: &mut Vec<u8>, mut rest: &[u8], line_breaks: bool) {
+    let harmless = |byte: &u8| match byte {
+        b' '..=b'~' => true,
+        b'\n' | b'\t' => line_breaks,
+        _ => false,
+    };
+    loop {
+        let run = rest
+            .iter()
+            .position(|byte| !harmless(byte))
+            .unwrap_or(rest.len());
+        out.extend_from_slice(&rest[..run]);
+        rest = &rest[run..];
+        let done = match rest {
+            [] => return,
+            [b'\r', b'\n', ..] if line_breaks => 1,
+            [b'\r', ..] => push(out, b"\\r"),
+            [b'\n', ..] => push(out, b"\\n"),
+            [b'\t', ..] => push(out, b"\\t"),
+            [byte, ..] => match first_char(rest) {
+                Some(c) if is_printable(c) => {
+                    out.extend_from_slice(&rest[..c.len_utf8()]);
+                    c.len_utf8()
+                }
+                Some(c) if !c.is_ascii() => {
+                    out.extend(c.escape_unicode().map(|ascii| ascii as u8));
+                    c.len_utf8()
+                }
+                _ => push_hex(out, *byte),
+            },
+        };
+        rest = &rest[done..];
     }
-    out.write_all(&text.as_bytes()[written..])
 }
 
-fn is_harmless(c: char, line_breaks: bool) -> bool {
-    match c {
-        ' '..='~' => true,
-        '\t' | '\n' => line_breaks,
-        c if c.is_ascii() => false,
-        c => is_printable(c),
-    }
+/// Appends the escape of one byte, and says that one byte is done.
+fn push(out: &mut Vec<u8>, escape: &[u8]) -> usize {
+    out.extend_from_slice(escape);
+    1
 }
 
-/// Whether a character beyond ASCII shows as itself: neither control nor format character, nor a
-/// separator other than the blank, nor private or unassigned.
+fn push_hex(out: &mut Vec<u8>, byte: u8) -> usize {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let (high, low) = (
+        DIGITS[usize::from(byte >> 4)],
+        DIGITS[usize::from(byte & 15)],
+    );
+    push(out, &[b'\\', b'x', high, low])
+}
+
+/// The first character, if the bytes begin with valid UTF-8.
+fn first_char(bytes: &[u8]) -> Option<char> {
+    let length = match bytes.first()? {
+        0x00..=0x7f => 1,
+        0xc2..=0xdf => 2,
+        0xe0..=0xef => 3,
+        0xf0..=0xf4 => 4,
+        _ => return None,
+    };
+    std::str::from_utf8(bytes.get(..length)?)
+        .ok()?
+        .chars()
+        .next()
+}
+
+/// Whether a character shows as itself: neither control nor format character, nor a separator other
+/// than the blank, nor private or unassigned.
 fn is_printable(c: char) -> bool {
+    if c.is_ascii() {
+        return matches!(c, ' '..='~');
+    }
     // The standard library keeps such a table for `Debug`. Behind another character it leaves
     // combining ones alone, which are printable.
     let mut utf8 = [0; 5];
@@ -90,7 +114,7 @@ mod tests {
 
     fn escaped(payload: &[u8]) -> String {
         let mut out = Vec::new();
-        write_escaped(&mut out, payload).unwrap();
+        escape_payload(&mut out, payload);
         String::from_utf8(out).unwrap()
     }
 

@@ -1,14 +1,17 @@
 //! JSON lines: one object per event, for scripts. docs/json-lines.md describes the fields; they are
 //! never renamed, only added to.
 
+use std::fmt;
 use std::io::{self, Write};
 
-use base64::display::Base64Display;
+use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::{Serialize, Serializer};
 
 use crate::event::{Data, Event, Lost, Sink};
 use crate::time::{TimeFormat, Timestamp};
+
+/// Bytes that are encoded at once: a multiple of 3, so that only the last ones need padding.
+const ENCODED_AT_ONCE: usize = 3 * 1024;
 
 /// Writes events as JSON lines.
 #[derive(Debug)]
@@ -17,6 +20,8 @@ pub struct JsonSink<W> {
     time: TimeFormat,
 }
 
+// Lines are put together by hand: a serializer would walk through every payload character by
+// character, to escape what needs no escaping.
 impl<W: Write> JsonSink<W> {
     /// A sink that writes to `out`, which ought to be buffered.
     pub fn new(out: W) -> Self {
@@ -25,16 +30,78 @@ impl<W: Write> JsonSink<W> {
             time: TimeFormat::rfc3339(),
         }
     }
+
+    fn data(&mut self, data: &Data<'_>) -> io::Result<()> {
+        self.begin("data", data.time)?;
+        write!(
+            self.out,
+            r#","pid":{},"tid":{},"comm":{},"conn":{},"direction":"{}","offset":{},"length":{},"call_offset":{},"call_length":{}"#,
+            data.pid,
+            data.tid,
+            Text(data.comm),
+            data.connection,
+            data.direction,
+            data.stream_offset,
+            data.payload.len(),
+            data.call_offset,
+            data.call_length,
+        )?;
+        if data.truncated > 0 {
+            write!(self.out, r#","truncated":{}"#, data.truncated)?;
+        }
+        self.out.write_all(br#","data_base64":""#)?;
+        self.base64(data.payload)?;
+        self.out.write_all(b"\"}\n")
+    }
+
+    fn lost(&mut self, lost: &Lost<'_>) -> io::Result<()> {
+        self.begin("lost", lost.time)?;
+        if let Some(place) = lost.place {
+            write!(
+                self.out,
+                r#","pid":{},"comm":{},"conn":{},"direction":"{}","offset":{}"#,
+                place.pid,
+                Text(place.comm),
+                place.connection,
+                place.direction,
+                place.stream_offset,
+            )?;
+        }
+        writeln!(
+            self.out,
+            r#","reason":"{}","bytes":{},"records":{}}}"#,
+            lost.reason.name(),
+            lost.bytes,
+            lost.records,
+        )
+    }
+
+    fn begin(&mut self, kind: &str, time: Timestamp) -> io::Result<()> {
+        let (second, nanoseconds) = self.time.second(time);
+        write!(
+            self.out,
+            r#"{{"type":"{kind}","time":"{second}.{nanoseconds:09}Z""#
+        )
+    }
+
+    fn base64(&mut self, payload: &[u8]) -> io::Result<()> {
+        let mut encoded = [0; ENCODED_AT_ONCE / 3 * 4];
+        for part in payload.chunks(ENCODED_AT_ONCE) {
+            let length = STANDARD
+                .encode_slice(part, &mut encoded)
+                .map_err(io::Error::other)?;
+            self.out.write_all(&encoded[..length])?;
+        }
+        Ok(())
+    }
 }
 
 impl<W: Write> Sink for JsonSink<W> {
     fn event(&mut self, event: &Event<'_>) -> io::Result<()> {
-        let line = match event {
-            Event::Data(data) => Line::data(data, Rfc3339::new(&mut self.time, data.time)),
-            Event::Lost(lost) => Line::lost(lost, Rfc3339::new(&mut self.time, lost.time)),
-        };
-        serde_json::to_writer(&mut self.out, &line)?;
-        self.out.write_all(b"\n")
+        match event {
+            Event::Data(data) => self.data(data),
+            Event::Lost(lost) => self.lost(lost),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -42,128 +109,107 @@ impl<W: Write> Sink for JsonSink<W> {
     }
 }
 
-/// The schema.
-#[derive(Serialize)]
-#[serde(tag = "type", rename_all = "lowercase")]
-enum Line<'a> {
-    Data {
-        time: Rfc3339<'a>,
-        pid: u32,
-        tid: u32,
-        comm: Comm<'a>,
-        conn: u64,
-        direction: &'static str,
-        offset: u64,
-        length: usize,
-        call_offset: u64,
-        call_length: u64,
-        #[serde(skip_serializing_if = "is_zero")]
-        truncated: u64,
-        data_base64: Base64<'a>,
-    },
-    Lost {
-        time: Rfc3339<'a>,
-        #[serde(flatten)]
-        place: Option<PlaceFields<'a>>,
-        reason: &'static str,
-        bytes: u64,
-        records: u64,
-    },
+/// A JSON string. A thread's name is bytes, but JSON has only text: what is not UTF-8 becomes U+FFFD.
+struct Text<'a>(&'a [u8]);
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self
+            .0
+            .iter()
+            .all(|&byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\')
+        {
+            return write!(f, "\"{}\"", self.0.escape_ascii());
+        }
+        let text = serde_json::to_string(&String::from_utf8_lossy(self.0));
+        f.write_str(&text.map_err(|_| fmt::Error)?)
+    }
 }
 
-#[derive(Serialize)]
-struct PlaceFields<'a> {
-    pid: u32,
-    comm: Comm<'a>,
-    conn: u64,
-    direction: &'static str,
-    offset: u64,
-}
+#[cfg(test)]
+mod tests {
+    use events::Direction;
+    use proptest::prelude::*;
+    use serde_json::Value;
 
-impl<'a> Line<'a> {
-    fn data(data: &Data<'a>, time: Rfc3339<'a>) -> Self {
-        Self::Data {
-            time,
-            pid: data.pid,
-            tid: data.tid,
-            comm: Comm(data.comm),
-            conn: data.connection,
-            direction: direction(data.direction),
-            offset: data.stream_offset,
-            length: data.payload.len(),
-            call_offset: data.call_offset,
-            call_length: data.call_length,
-            truncated: data.truncated,
-            data_base64: Base64(data.payload),
+    use super::*;
+    use crate::event::{Loss, Place};
+
+    fn line(event: &Event<'_>) -> Value {
+        let mut out = Vec::new();
+        JsonSink::new(&mut out).event(event).unwrap();
+        assert_eq!(out.iter().filter(|&&byte| byte == b'\n').count(), 1);
+        serde_json::from_slice(&out).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn every_event_is_one_line_of_json_that_gives_it_back(
+            payload in proptest::collection::vec(any::<u8>(), 1..10_000),
+            comm in proptest::collection::vec(any::<u8>(), 0..16),
+            truncated in 0..2u64,
+        ) {
+            let found = line(&Event::Data(Data {
+                time: Timestamp(1_795_379_103_123_456_789),
+                pid: 42,
+                tid: 43,
+                comm: &comm,
+                connection: 7,
+                direction: Direction::Read,
+                stream_offset: 100,
+                call_length: 20_000,
+                call_offset: 50,
+                truncated,
+                payload: &payload,
+            }));
+            let mut expected = serde_json::json!({
+                "type": "data",
+                "time": "2026-11-22T20:25:03.123456789Z",
+                "pid": 42,
+                "tid": 43,
+                "comm": String::from_utf8_lossy(&comm),
+                "conn": 7,
+                "direction": "read",
+                "offset": 100,
+                "length": payload.len(),
+                "call_offset": 50,
+                "call_length": 20_000,
+                "data_base64": STANDARD.encode(&payload),
+            });
+            if truncated > 0 {
+                expected["truncated"] = truncated.into();
+            }
+            prop_assert_eq!(found, expected);
         }
     }
 
-    fn lost(lost: &Lost<'a>, time: Rfc3339<'a>) -> Self {
-        Self::Lost {
-            time,
-            place: lost.place.map(|place| PlaceFields {
-                pid: place.pid,
-                comm: Comm(place.comm),
-                conn: place.connection,
-                direction: direction(place.direction),
-                offset: place.stream_offset,
-            }),
-            reason: lost.reason.name(),
-            bytes: lost.bytes,
-            records: lost.records,
+    #[test]
+    fn a_loss_says_where_if_that_is_known() {
+        let mut lost = Lost {
+            time: Timestamp(0),
+            place: None,
+            bytes: 16384,
+            records: 1,
+            reason: Loss::BufferFull,
+        };
+        let mut expected = serde_json::json!({
+            "type": "lost", "time": "1970-01-01T00:00:00.000000000Z",
+            "reason": "buffer_full", "bytes": 16384, "records": 1,
+        });
+        assert_eq!(line(&Event::Lost(lost)), expected);
+
+        lost.place = Some(Place {
+            pid: 1,
+            comm: b"a\"b\\",
+            connection: 2,
+            direction: Direction::Write,
+            stream_offset: 3,
+        });
+        for (key, value) in [("pid", 1), ("conn", 2), ("offset", 3)] {
+            expected[key] = value.into();
         }
-    }
-}
-
-fn direction(direction: events::Direction) -> &'static str {
-    match direction {
-        events::Direction::Write => "write",
-        events::Direction::Read => "read",
-    }
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
-fn is_zero(number: &u64) -> bool {
-    *number == 0
-}
-
-struct Rfc3339<'a> {
-    second: &'a str,
-    nanoseconds: u32,
-}
-
-impl<'a> Rfc3339<'a> {
-    fn new(format: &'a mut TimeFormat, time: Timestamp) -> Self {
-        let (second, nanoseconds) = format.second(time);
-        Self {
-            second,
-            nanoseconds,
-        }
-    }
-}
-
-impl Serialize for Rfc3339<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{}.{:09}Z", self.second, self.nanoseconds))
-    }
-}
-
-/// A thread's name is bytes; JSON has only text.
-struct Comm<'a>(&'a [u8]);
-
-impl Serialize for Comm<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match std::str::from_utf8(self.0) {
-            Ok(name) => serializer.serialize_str(name),
-            Err(_) => serializer.collect_str(&String::from_utf8_lossy(self.0)),
-        }
-    }
-}
-
-struct Base64<'a>(&'a [u8]);
-
-impl Serialize for Base64<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&Base64Display::new(self.0, &STANDARD))
+        expected["comm"] = "a\"b\\".into();
+        expected["direction"] = "write".into();
+        assert_eq!(line(&Event::Lost(lost)), expected);
     }
 }

@@ -20,7 +20,7 @@ mod text;
 mod time;
 mod tracker;
 
-pub use escape::{escape_name, write_escaped};
+pub use escape::{escape_name, escape_payload};
 pub use event::{Data, Event, Loss, Lost, Place, Sink};
 pub use hexdump::write_hexdump;
 pub use json::JsonSink;

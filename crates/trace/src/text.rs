@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use events::Direction;
 use jiff::tz::TimeZone;
 
-use crate::escape::{escape_name, write_escaped};
+use crate::escape::{escape_name, escape_payload};
 use crate::event::{Data, Event, Loss, Lost, Place, Sink};
 use crate::hexdump::write_hexdump;
 use crate::time::{TimeFormat, Timestamp};
@@ -54,6 +54,8 @@ pub struct TextSink<W> {
     style: PayloadStyle,
     palette: Palette,
     time: TimeFormat,
+    /// The payload in hand, escaped.
+    escaped: Vec<u8>,
 }
 
 impl<W: Write> TextSink<W> {
@@ -64,6 +66,7 @@ impl<W: Write> TextSink<W> {
             style,
             palette,
             time: TimeFormat::time_of_day(zone),
+            escaped: Vec::new(),
         }
     }
 
@@ -98,12 +101,12 @@ impl<W: Write> TextSink<W> {
         match self.style {
             PayloadStyle::Hex => write_hexdump(&mut self.out, data.payload, data.call_offset),
             PayloadStyle::Text => {
-                write_escaped(&mut self.out, data.payload)?;
-                if data.payload.ends_with(b"\n") {
-                    Ok(())
-                } else {
-                    self.out.write_all(b"\n")
+                self.escaped.clear();
+                escape_payload(&mut self.escaped, data.payload);
+                if !self.escaped.ends_with(b"\n") {
+                    self.escaped.push(b'\n');
                 }
+                self.out.write_all(&self.escaped)
             }
         }
     }
