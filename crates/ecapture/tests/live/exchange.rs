@@ -16,6 +16,9 @@ use xtask::process::{Child, Finished, Stream};
 /// How long anything may take before a test gives up.
 pub(crate) const LONG: Duration = Duration::from_secs(120);
 
+/// A user without any privilege.
+pub(crate) const NOBODY: u32 = 65534;
+
 /// A copy of a test binary, so that nobody else runs, or probes, the same file.
 #[derive(Debug)]
 pub(crate) struct Program {
@@ -33,6 +36,10 @@ impl Program {
 
     pub(crate) fn newest() -> Result<Self> {
         Self::new(GoRelease::NEWEST, Variant::Default)
+    }
+
+    pub(crate) fn oldest() -> Result<Self> {
+        Self::new(GoRelease::OLDEST, Variant::Default)
     }
 
     pub(crate) fn copy_of(binary: &Path) -> Result<Self> {

@@ -10,3 +10,6 @@
 mod capture;
 mod exact;
 mod exchange;
+mod incomplete;
+mod payload;
+mod process;
