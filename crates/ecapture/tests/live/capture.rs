@@ -82,9 +82,14 @@ impl Capture {
         self.finish()
     }
 
+    /// Waits for its own end, whatever it is.
+    pub(crate) fn end(self) -> Result<Finished> {
+        self.child.finish(LONG)
+    }
+
     /// Waits for its own end, which must be a good one.
     pub(crate) fn finish(self) -> Result<Captured> {
-        let finished = self.child.finish(LONG)?;
+        let finished = self.end()?;
         ensure!(
             finished.status.success(),
             "ecapture: {}\n{}",

@@ -10,6 +10,9 @@
 mod capture;
 mod exact;
 mod exchange;
+mod harmless;
 mod incomplete;
+mod output;
 mod payload;
 mod process;
+mod wrong_input;
