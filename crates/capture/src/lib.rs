@@ -18,7 +18,7 @@ mod ring;
 
 pub use clock::{monotonic_ns, realtime_offset_ns};
 pub use error::Error;
-pub use executable::{Executable, Identity};
+pub use executable::{Executable, Identity, MappedFile};
 pub use libbpf_log::set_debug;
 pub use probes::{Filters, Options, Probes};
 pub use process::{Process, effective_user_can_trace};

@@ -37,7 +37,7 @@ pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
     let process = args.pid.map(Process::open).transpose()?;
     let executable = open_executable(args.elfpath.as_deref(), process.as_ref())?;
     let wrong_executable = |error| Failure::executable(executable.name(), error);
-    let analysis = gobin::analyze(executable.bytes()).map_err(wrong_executable)?;
+    let analysis = gobin::analyze(&executable.map()?).map_err(wrong_executable)?;
     let plan = analysis
         .plan(args.read_site.into())
         .map_err(wrong_executable)?;
@@ -65,8 +65,6 @@ pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
         "{}",
         attached(&executable, &analysis, &plan, &probes, args.pid)
     );
-    // The analysis and the mapped file are needed no more; the file's descriptor is.
-    drop(analysis);
 
     // The other end of `alive` becomes readable when the consumer's thread ends, however it does.
     let (alive, consumer_alive) = UnixStream::pair()

@@ -18,6 +18,9 @@ use crate::{big, cargo, run};
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// ecapture's default size of the ring buffer, in KiB.
+const RING_KIB: u64 = 16 * 1024;
+
 /// How much to measure
 #[derive(Args, Clone, Debug)]
 pub struct Options {
@@ -98,12 +101,18 @@ pub fn run(options: &Options) -> Result<()> {
             "\nStart-up on a Go executable of {} MB:\n",
             fs::metadata(&big)?.len() / 1_000_000
         );
-        println!("| until attached, median | peak resident memory |");
-        println!("|---|---|");
         println!(
-            "| {:.1} ms | {:.1} MB |",
+            "| until attached, median | peak resident memory | of it the ring buffer | the rest |"
+        );
+        println!("|---|---|---|---|");
+        let (peak, ring) = (
+            peak as f64 * 1024.0 / 1e6,
+            2.0 * RING_KIB as f64 * 1024.0 / 1e6,
+        );
+        println!(
+            "| {:.1} ms | {peak:.1} MB | {ring:.1} MB (mapped twice in a row) | {:.1} MB |",
             attached as f64 / 1e3,
-            peak as f64 * 1024.0 / 1e6
+            peak - ring
         );
     }
     Ok(())
@@ -162,7 +171,10 @@ fn pingpong(
         None => None,
     };
     let summary = summary.as_deref().map(summary_line).unwrap_or_default();
-    let (events, lost) = (counted(summary, "events"), counted(summary, "lost"));
+    let (events, lost) = (
+        events_after(summary, "summary:"),
+        events_after(summary, "lost:"),
+    );
     if let Some(events) = events {
         // Two writes and two reads in each.
         let expected = 4 * (number("round_trips")? + number("warm_up")?);
@@ -190,6 +202,7 @@ struct Start {
 fn start_up(ecapture: &Path, target: &Path) -> Result<Start> {
     let mut command = Command::new(ecapture);
     command.arg("gotls").arg("--elfpath").arg(target);
+    command.args(["--mapsize", &RING_KIB.to_string()]);
     let start = Instant::now();
     let mut child = Child::spawn_to(&mut command, Stdio::null())?;
     child.wait_for_prefix(Stream::Stderr, PATIENCE, "attached")?;
@@ -210,30 +223,18 @@ fn start_up(ecapture: &Path, target: &Path) -> Result<Start> {
     Ok(Start { attached, peak_kib })
 }
 
-/// The line of ecapture's standard error that counts events and losses.
+/// The closing line of ecapture's standard error.
 fn summary_line(stderr: &str) -> &str {
     stderr
         .lines()
-        .rfind(|line| line.contains("lost"))
+        .rfind(|line| line.starts_with("summary:"))
         .unwrap_or_default()
 }
 
-/// The number beside a word: `12 events`, `events: 12`, `events=12`.
-fn counted(summary: &str, word: &str) -> Option<u64> {
-    let words: Vec<_> = summary
-        .split(|c: char| c.is_whitespace() || ":=,;()".contains(c))
-        .filter(|word| !word.is_empty())
-        .collect();
-    let number = |at: usize| words.get(at)?.parse().ok();
-    let at = words
-        .iter()
-        .position(|w| w.trim_end_matches('s') == word.trim_end_matches('s'))?;
-    // Which side the numbers are on, the first word tells.
-    if words.iter().take(at + 1).any(|w| w.parse::<u64>().is_ok()) {
-        number(at.checked_sub(1)?)
-    } else {
-        number(at + 1).or_else(|| number(at.checked_sub(1)?))
-    }
+/// The number of events behind `label`: `summary: 12 events, …; lost: 0 events, …`.
+fn events_after(summary: &str, label: &str) -> Option<u64> {
+    let (_, rest) = summary.split_once(label)?;
+    rest.trim_start().split_once(" events")?.0.parse().ok()
 }
 
 fn median(samples: impl Iterator<Item = u64>) -> u64 {
@@ -247,11 +248,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_are_found_before_their_word() {
-        let line = "captured 88000 events, 8800000 bytes, 3 lost, 0 unreadable";
-        assert_eq!(counted(line, "events"), Some(88000));
-        assert_eq!(counted(line, "lost"), Some(3));
-        assert_eq!(counted(line, "missing"), None);
+    fn counts_are_found_behind_their_label() {
+        let line =
+            "summary: 88000 events, 8800000 bytes on 2 connections; lost: 3 events, 300 bytes";
+        assert_eq!(events_after(line, "summary:"), Some(88000));
+        assert_eq!(events_after(line, "lost:"), Some(3));
+        assert_eq!(events_after(line, "missing:"), None);
     }
 
     #[test]
