@@ -149,7 +149,6 @@ pub(crate) struct StreamLog {
     /// Address of the `tls.Conn`.
     pub(crate) conn: String,
     pub(crate) id: u64,
-    pub(crate) tls: String,
     pub(crate) direction: String,
     pub(crate) calls: Vec<u64>,
     pub(crate) sha256: String,

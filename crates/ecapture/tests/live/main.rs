@@ -15,4 +15,5 @@ mod incomplete;
 mod output;
 mod payload;
 mod process;
+mod third_party;
 mod wrong_input;
