@@ -20,7 +20,11 @@
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
 /* crypto/tls, recordTypeApplicationData */
+#define RECORD_TYPE_HANDSHAKE	     22
 #define RECORD_TYPE_APPLICATION_DATA 23
+/* RFC 8446, section 4: the first byte of a handshake message. */
+#define HANDSHAKE_CLIENT_HELLO 1
+#define HANDSHAKE_SERVER_HELLO 2
 /* Offset of the data word of the interface tls.Conn.conn, the same in every Go version. */
 #define TLS_CONN_INNER_DATA 8
 /* One call may pass at most this many full records: 1 GiB. */
@@ -449,6 +453,49 @@ static __always_inline void capture(enum direction direction, __u64 conn, __u64 
 	send_call(&call);
 }
 
+/* Forgets the connection at this address, if there is one, and says how far it got. */
+static __always_inline void end_connection(__u64 conn)
+{
+	struct call call = {.conn = conn};
+	struct connection_key key = {.conn = conn};
+	struct close_record *record;
+
+	if (!wanted_process(&call.process))
+		return;
+	key.pid = call.process.pid;
+	call.connection = bpf_map_lookup_elem(&connections, &key);
+	if (!call.connection)
+		return;
+	call.time_ns = bpf_ktime_get_ns();
+	record = bpf_ringbuf_reserve(&ring, sizeof(*record), 0);
+	if (record) {
+		fill_call_header(&record->header, &call, RECORD_CLOSE);
+		for (int direction = 0; direction < 2; direction++) {
+			record->stream_length[direction] =
+				call.connection->streams[direction].offset;
+			record->sequence[direction] = call.connection->streams[direction].sequence;
+		}
+		bpf_ringbuf_submit(record, wakeup_flags());
+	} else {
+		count(&shared.lost_records, 1);
+	}
+	bpf_map_delete_elem(&connections, &key);
+}
+
+/* A hello begins a connection. If one is known at this address it was dropped without Close, and
+ * its memory used again, which the word that we compare cannot tell if that memory was used again
+ * too. (A client that renegotiates, which TLS 1.2 allows and Go refuses unless asked to, therefore
+ * goes on as another connection.) */
+static __always_inline void begin_connection(__u64 conn, __u64 source)
+{
+	__u8 type;
+
+	if (bpf_probe_read_user(&type, sizeof(type), (void *)source))
+		return;
+	if (type == HANDSHAKE_CLIENT_HELLO || type == HANDSHAKE_SERVER_HELLO)
+		end_connection(conn);
+}
+
 /* func (c *Conn) writeRecordLocked(typ recordType, data []byte) (int, error) */
 SEC("uprobe")
 int write_record(struct registers *registers)
@@ -459,12 +506,11 @@ int write_record(struct registers *registers)
 		return 0;
 	if (!argument(registers, 1, &type))
 		goto unknown;
-	if ((__u8)type != RECORD_TYPE_APPLICATION_DATA)
+	if ((__u8)type != RECORD_TYPE_APPLICATION_DATA && (__u8)type != RECORD_TYPE_HANDSHAKE)
 		return 0;
 	if (!argument(registers, 0, &conn) || !argument(registers, 2, &source) ||
 	    !argument(registers, 3, &length))
 		goto unknown;
-	capture(DIRECTION_WRITE, conn, source, length);
 	return 0;
 
 unknown:
@@ -528,35 +574,12 @@ unknown:
 SEC("uprobe")
 int close_conn(struct registers *registers)
 {
-	struct call call = {};
-	struct connection_key key = {};
-	struct close_record *record;
+	__u64 conn;
 
 	if (target.close_at_stack_check && stack_will_grow(registers))
 		return 0;
-	if (!argument(registers, 0, &call.conn))
-		return 0;
-	if (!wanted_process(&call.process))
-		return 0;
-	key.conn = call.conn;
-	key.pid = call.process.pid;
-	call.connection = bpf_map_lookup_elem(&connections, &key);
-	if (!call.connection)
-		return 0;
-	call.time_ns = bpf_ktime_get_ns();
-	record = bpf_ringbuf_reserve(&ring, sizeof(*record), 0);
-	if (record) {
-		fill_call_header(&record->header, &call, RECORD_CLOSE);
-		for (int direction = 0; direction < 2; direction++) {
-			record->stream_length[direction] =
-				call.connection->streams[direction].offset;
-			record->sequence[direction] = call.connection->streams[direction].sequence;
-		}
-		bpf_ringbuf_submit(record, wakeup_flags());
-	} else {
-		count(&shared.lost_records, 1);
-	}
-	bpf_map_delete_elem(&connections, &key);
+	if (argument(registers, 0, &conn))
+		end_connection(conn);
 	return 0;
 }
 

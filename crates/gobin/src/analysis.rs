@@ -351,10 +351,8 @@ fn other_toolchain(elf: &Elf<'_>) -> Option<Error> {
     {
         return Some(Error::Gccgo);
     }
-    let is_tinygo = contains(symbols, "tinygo_")
-        || elf
-            .segments()
-            .any(|segment| contains(segment.bytes, "tinygo_"));
+    // In symbol names, not anywhere in the file: other programs have reasons to mention TinyGo, we too.
+    let is_tinygo = contains(symbols, "\0tinygo_");
     is_tinygo.then_some(Error::TinyGo)
 }
 
