@@ -506,11 +506,16 @@ int write_record(struct registers *registers)
 		return 0;
 	if (!argument(registers, 1, &type))
 		goto unknown;
-	if ((__u8)type != RECORD_TYPE_APPLICATION_DATA && (__u8)type != RECORD_TYPE_HANDSHAKE)
+	type = (__u8)type;
+	if (type != RECORD_TYPE_APPLICATION_DATA && type != RECORD_TYPE_HANDSHAKE)
 		return 0;
 	if (!argument(registers, 0, &conn) || !argument(registers, 2, &source) ||
 	    !argument(registers, 3, &length))
 		goto unknown;
+	if (type == RECORD_TYPE_HANDSHAKE)
+		begin_connection(conn, source);
+	else
+		capture(DIRECTION_WRITE, conn, source, length);
 	return 0;
 
 unknown:
