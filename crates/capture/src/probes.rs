@@ -431,7 +431,7 @@ fn configure(
     rodata.filter_by_uid = options.filters.uid.is_some().into();
     rodata.filter_uid = options.filters.uid.unwrap_or(0);
     rodata.capture_limit = options.bytes_per_call.unwrap_or(0);
-    rodata.wake_threshold = u64::from(ring_bytes) / 4;
+    rodata.wake_threshold = u64::from(ring_bytes) / 8;
     if let Some((device, inode)) = pid_namespace() {
         rodata.pid_namespace_device = device;
         rodata.pid_namespace_inode = inode;
