@@ -36,20 +36,25 @@ pub struct Options {
 }
 
 impl Options {
+    fn ring_bytes(&self) -> Result<u32, Error> {
+        ring_bytes(self.ring_kib)
+    }
+}
+
+/// The size of a ring buffer that was asked for in KiB.
+pub(crate) fn ring_bytes(kib: u64) -> Result<u32, Error> {
     /// What a buffer may have, in KiB.
     const RING_KIB: std::ops::RangeInclusive<u64> = 64..=1024 * 1024;
 
-    fn ring_bytes(&self) -> Result<u32, Error> {
-        if !Self::RING_KIB.contains(&self.ring_kib) {
-            return Err(Error::RingSize {
-                kib: self.ring_kib,
-                min_kib: *Self::RING_KIB.start(),
-                max_kib: *Self::RING_KIB.end(),
-            });
-        }
-        // At most 1 GiB, which fits.
-        Ok((self.ring_kib * 1024).next_power_of_two() as u32)
+    if !RING_KIB.contains(&kib) {
+        return Err(Error::RingSize {
+            kib,
+            min_kib: *RING_KIB.start(),
+            max_kib: *RING_KIB.end(),
+        });
     }
+    // At most 1 GiB, which fits.
+    Ok((kib * 1024).next_power_of_two() as u32)
 }
 
 /// The attached uprobes of one executable. They are gone when this is dropped.
@@ -350,7 +355,7 @@ fn has_helper(helper: libbpf_sys::bpf_func_id) -> bool {
 }
 
 /// Says why loading failed, by asking the kernel what it has.
-fn load_error(error: &libbpf_rs::Error, log: &str) -> Error {
+pub(crate) fn load_error(error: &libbpf_rs::Error, log: &str) -> Error {
     let kernel = kernel_release();
     // SAFETY: Plain numbers go in and out.
     let ring_buffer = unsafe {

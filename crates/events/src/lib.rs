@@ -9,5 +9,6 @@
 mod record;
 
 pub use record::{
-    CloseRecord, DataRecord, DecodeError, Direction, Header, Missing, Record, layout,
+    CloseRecord, DataRecord, DecodeError, Direction, Header, Missing, PacketDirection,
+    PacketProcess, PacketRecord, Record, layout,
 };

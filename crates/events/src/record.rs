@@ -45,6 +45,34 @@ pub mod layout {
         pub sequence: [u32; 2],
     }
 
+    /// `struct packet_process`
+    #[allow(missing_docs)] // Documented in record.h.
+    #[repr(C)]
+    pub struct PacketProcess {
+        pub pid: u32,
+        pub comm: [u8; 16],
+    }
+
+    /// `struct packet_record`
+    #[allow(missing_docs)] // Documented in record.h.
+    #[repr(C)]
+    pub struct PacketRecord {
+        pub time_ns: u64,
+        pub sender: PacketProcess,
+        pub receiver: PacketProcess,
+        pub kind: u8,
+        pub direction: u8,
+        pub reserved: [u8; 2],
+        pub interface: u32,
+        pub length: u32,
+        pub captured: u32,
+    }
+
+    // The kind tells the two kinds of header apart.
+    const _: () = assert!(
+        std::mem::offset_of!(RecordHeader, kind) == std::mem::offset_of!(PacketRecord, kind)
+    );
+
     /// `struct shared_state`
     #[allow(missing_docs)] // Documented in record.h.
     #[repr(C)]
@@ -63,6 +91,8 @@ pub mod layout {
     pub const RECORD_DATA: u8 = 1;
     /// `enum record_kind`: `RECORD_CLOSE`
     pub const RECORD_CLOSE: u8 = 2;
+    /// `enum record_kind`: `RECORD_PACKET`
+    pub const RECORD_PACKET: u8 = 4;
 }
 
 /// Which way plaintext went, from the target's point of view.
@@ -104,7 +134,7 @@ pub enum Missing {
     TooLong,
 }
 
-/// What every record begins with.
+/// What a record of a TLS connection begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// When the probe was hit: CLOCK_MONOTONIC, in ns.
@@ -125,9 +155,13 @@ pub struct Header {
 impl Header {
     /// The thread's name without its padding.
     pub fn comm(&self) -> &[u8] {
-        let end = self.comm.iter().position(|&byte| byte == 0);
-        &self.comm[..end.unwrap_or(self.comm.len())]
+        without_padding(&self.comm)
     }
+}
+
+fn without_padding(comm: &[u8; 16]) -> &[u8] {
+    let end = comm.iter().position(|&byte| byte == 0);
+    &comm[..end.unwrap_or(comm.len())]
 }
 
 /// A part of one call's plaintext.
@@ -162,6 +196,57 @@ pub struct CloseRecord {
     pub sequence: [u32; 2],
 }
 
+/// A process that owns one end of a packet's flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PacketProcess {
+    /// Process id.
+    pub pid: u32,
+    /// The name of the thread that made the socket, padded with NUL; not necessarily text.
+    pub comm: [u8; 16],
+}
+
+impl PacketProcess {
+    /// The thread's name without its padding.
+    pub fn comm(&self) -> &[u8] {
+        without_padding(&self.comm)
+    }
+}
+
+/// Which way a packet went, from the interface's point of view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PacketDirection {
+    /// It was received.
+    Inbound,
+    /// It was sent. On `lo`, which receives what it sends, every packet is reported as sent.
+    Outbound,
+}
+
+/// A packet, as it passed an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PacketRecord<'a> {
+    /// When it passed: CLOCK_MONOTONIC, in ns.
+    pub time_ns: u64,
+    /// Index of the interface among those that are captured.
+    pub interface: u32,
+    /// From the interface's point of view.
+    pub direction: PacketDirection,
+    /// Who sent it, if that is a target's socket on this machine.
+    pub sender: Option<PacketProcess>,
+    /// Whom it is for, if that is a target's socket on this machine.
+    pub receiver: Option<PacketProcess>,
+    /// Bytes of the whole packet.
+    pub length: u32,
+    /// Its first bytes, from the link-layer header on if the interface's link type has one.
+    pub bytes: &'a [u8],
+}
+
+impl PacketRecord<'_> {
+    /// The process that the packet belongs to: the sender, if both are known.
+    pub fn owner(&self) -> Option<&PacketProcess> {
+        self.sender.as_ref().or(self.receiver.as_ref())
+    }
+}
+
 /// One record of the ring buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record<'a> {
@@ -169,6 +254,8 @@ pub enum Record<'a> {
     Data(DataRecord<'a>),
     /// The end of a connection.
     Close(CloseRecord),
+    /// A packet.
+    Packet(PacketRecord<'a>),
 }
 
 /// What is wrong with the bytes of a record.
@@ -190,6 +277,14 @@ pub enum DecodeError {
         /// What it holds.
         value: u8,
     },
+    /// More bytes of a packet than it has.
+    #[error("record has {captured} bytes of a packet of {length}")]
+    TooManyCaptured {
+        /// Bytes of the packet.
+        length: u32,
+        /// Bytes that are said to be here.
+        captured: u32,
+    },
 }
 
 impl<'a> Record<'a> {
@@ -197,6 +292,10 @@ impl<'a> Record<'a> {
     /// bytes behind the payload; they are ignored.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader { bytes, position: 0 };
+        let kind = std::mem::offset_of!(layout::RecordHeader, kind);
+        if bytes.get(kind) == Some(&layout::RECORD_PACKET) {
+            return reader.packet().map(Self::Packet);
+        }
         let (header, kind) = reader.header()?;
         match kind {
             layout::RECORD_DATA => reader.data(header).map(Self::Data),
@@ -208,11 +307,21 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// What every record begins with.
-    pub fn header(&self) -> &Header {
+    /// What a record of a TLS connection begins with; a packet has no such header.
+    pub fn header(&self) -> Option<&Header> {
         match self {
-            Self::Data(record) => &record.header,
-            Self::Close(record) => &record.header,
+            Self::Data(record) => Some(&record.header),
+            Self::Close(record) => Some(&record.header),
+            Self::Packet(_) => None,
+        }
+    }
+
+    /// When it happened: CLOCK_MONOTONIC, in ns.
+    pub fn time_ns(&self) -> u64 {
+        match self {
+            Self::Data(record) => record.header.time_ns,
+            Self::Close(record) => record.header.time_ns,
+            Self::Packet(record) => record.time_ns,
         }
     }
 }
@@ -289,6 +398,48 @@ impl<'a> Reader<'a> {
         })
     }
 
+    fn packet(&mut self) -> Result<PacketRecord<'a>, DecodeError> {
+        let time_ns = self.u64()?;
+        let sender = self.packet_process()?;
+        let receiver = self.packet_process()?;
+        self.u8()?; // The kind, looked at before.
+        let direction = match self.u8()? {
+            0 => PacketDirection::Inbound,
+            1 => PacketDirection::Outbound,
+            value => {
+                return Err(DecodeError::UnknownValue {
+                    field: "direction",
+                    value,
+                });
+            }
+        };
+        self.array::<2>()?;
+        let interface = self.u32()?;
+        let length = self.u32()?;
+        let captured = self.u32()?;
+        if captured > length {
+            return Err(DecodeError::TooManyCaptured { length, captured });
+        }
+        let bytes = self.slice(captured as usize)?;
+        Ok(PacketRecord {
+            time_ns,
+            interface,
+            direction,
+            sender,
+            receiver,
+            length,
+            bytes,
+        })
+    }
+
+    fn packet_process(&mut self) -> Result<Option<PacketProcess>, DecodeError> {
+        let process = PacketProcess {
+            pid: self.u32()?,
+            comm: self.array()?,
+        };
+        Ok((process.pid != 0).then_some(process))
+    }
+
     fn u8(&mut self) -> Result<u8, DecodeError> {
         self.array().map(u8::from_ne_bytes)
     }
@@ -321,5 +472,76 @@ impl<'a> Reader<'a> {
             have: self.bytes.len(),
             need: self.position.saturating_add(length),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A record of a packet of 1000 bytes of which 5 were captured, with unused bytes behind them.
+    fn packet() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend(77u64.to_le_bytes());
+        bytes.extend(0u32.to_le_bytes());
+        bytes.extend([0; 16]);
+        bytes.extend(4321u32.to_le_bytes());
+        bytes.extend(*b"server\0\0\0\0\0\0\0\0\0\0");
+        bytes.extend([layout::RECORD_PACKET, 1, 0, 0]);
+        bytes.extend(3u32.to_le_bytes());
+        bytes.extend(1000u32.to_le_bytes());
+        bytes.extend(5u32.to_le_bytes());
+        assert_eq!(bytes.len(), size_of::<layout::PacketRecord>());
+        bytes.extend(*b"hello, and what the ring had before");
+        bytes
+    }
+
+    #[test]
+    fn packet_is_decoded_with_the_end_that_is_known() {
+        let bytes = packet();
+        let Ok(Record::Packet(record)) = Record::decode(&bytes) else {
+            panic!("not decoded as a packet");
+        };
+        assert_eq!(record.time_ns, 77);
+        assert_eq!(record.interface, 3);
+        assert_eq!(record.direction, PacketDirection::Outbound);
+        assert_eq!((record.length, record.bytes), (1000, &b"hello"[..]));
+        assert_eq!(record.sender, None);
+        let owner = record.owner().expect("the receiver is known");
+        assert_eq!((owner.pid, owner.comm()), (4321, &b"server"[..]));
+        assert_eq!(Record::Packet(record).time_ns(), 77);
+    }
+
+    #[test]
+    fn packet_that_ends_early_is_refused_at_every_length() {
+        let bytes = packet();
+        for length in 0..size_of::<layout::PacketRecord>() + 5 {
+            let error = Record::decode(&bytes[..length]).unwrap_err();
+            assert!(matches!(error, DecodeError::TooShort { .. }), "{length}");
+        }
+    }
+
+    #[test]
+    fn packet_with_impossible_fields_is_refused() {
+        let direction = std::mem::offset_of!(layout::PacketRecord, direction);
+        let mut bytes = packet();
+        bytes[direction] = 2;
+        assert_eq!(
+            Record::decode(&bytes),
+            Err(DecodeError::UnknownValue {
+                field: "direction",
+                value: 2
+            })
+        );
+        let length = std::mem::offset_of!(layout::PacketRecord, length);
+        let mut bytes = packet();
+        bytes[length..length + 4].copy_from_slice(&4u32.to_le_bytes());
+        assert_eq!(
+            Record::decode(&bytes),
+            Err(DecodeError::TooManyCaptured {
+                length: 4,
+                captured: 5
+            })
+        );
     }
 }
