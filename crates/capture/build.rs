@@ -33,9 +33,35 @@ fn main() {
             arguments.push(format!("-I{headers}"));
         }
     }
-    SkeletonBuilder::new()
-        .source(manifest.join("bpf/gotls.bpf.c"))
-        .clang_args(arguments)
-        .build_and_generate(out.join("gotls.skel.rs"))
-        .unwrap_or_else(|error| panic!("eBPF programs: {error:#} (is clang installed?)"));
+    for programs in ["gotls", "packets"] {
+        SkeletonBuilder::new()
+            .source(manifest.join(format!("bpf/{programs}.bpf.c")))
+            .clang_args(&arguments)
+            .build_and_generate(out.join(format!("{programs}.skel.rs")))
+            .unwrap_or_else(|error| panic!("eBPF programs: {error:#} (is clang installed?)"));
+    }
+    link_libpcap();
+}
+
+/// Links libpcap into the binary where its static library is installed, so that the binary stays one
+/// file; otherwise the machine that it runs on needs libpcap.so.
+fn link_libpcap() {
+    println!("cargo:rustc-check-cfg=cfg(static_libpcap)");
+    println!("cargo:rerun-if-env-changed=LIBPCAP_DIR");
+    let architecture = env::var("CARGO_CFG_TARGET_ARCH").expect("set by cargo");
+    let directories = [
+        env::var("LIBPCAP_DIR").unwrap_or_default(),
+        format!("/usr/lib/{architecture}-linux-gnu"),
+        "/usr/lib64".into(),
+        "/usr/lib".into(),
+    ];
+    for directory in directories.iter().filter(|directory| !directory.is_empty()) {
+        if Path::new(directory).join("libpcap.a").exists() {
+            println!("cargo:rustc-link-search=native={directory}");
+            println!("cargo:rustc-link-lib=static=pcap");
+            println!("cargo:rustc-cfg=static_libpcap");
+            return;
+        }
+    }
+    println!("cargo:rustc-link-lib=pcap");
 }

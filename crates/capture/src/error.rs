@@ -132,6 +132,56 @@ pub enum Error {
         /// Bounds in KiB.
         max_kib: u64,
     },
+    /// A filter expression that libpcap does not accept, or that can't be run in the kernel.
+    #[error("the filter expression \"{expression}\": {message}")]
+    Filter {
+        /// As the user gave it.
+        expression: String,
+        /// What libpcap says.
+        message: String,
+    },
+    /// No such network interface.
+    #[error("no interface {name}: there are {existing}")]
+    NoSuchInterface {
+        /// The name asked for.
+        name: String,
+        /// The names that there are.
+        existing: String,
+    },
+    /// Nothing to capture on.
+    #[error("no interface to capture on: of {existing} none is up and of a link type that we know")]
+    NoInterface {
+        /// The names that there are.
+        existing: String,
+    },
+    /// An interface that is neither Ethernet nor plain IP.
+    #[error(
+        "the interface {name} is of hardware type {hardware}: only Ethernet and plain IP can be captured"
+    )]
+    UnknownLinkType {
+        /// Its name.
+        name: String,
+        /// The kernel's number (if_arp.h).
+        hardware: u16,
+    },
+    /// There is no cgroup v2 filesystem.
+    #[error(
+        "no cgroup v2 filesystem is mounted, which tells the sockets of processes apart (kernel \
+         {kernel}): mount it with `mount -t cgroup2 none /sys/fs/cgroup/unified`, or capture all \
+         packets"
+    )]
+    NoCgroup {
+        /// `uname -r`.
+        kernel: String,
+    },
+    /// A program could not be attached to an interface, a cgroup or a tracepoint.
+    #[error("attaching to {place}: {reason}")]
+    AttachPlace {
+        /// Where.
+        place: String,
+        /// The system's reason.
+        reason: String,
+    },
     /// A system call failed that ought not to.
     #[error("{what}: {source}")]
     System {
@@ -153,6 +203,10 @@ impl Error {
                 | Self::NoExecutable { .. }
                 | Self::OtherArchitecture { .. }
                 | Self::RingSize { .. }
+                | Self::Filter { .. }
+                | Self::NoSuchInterface { .. }
+                | Self::NoInterface { .. }
+                | Self::UnknownLinkType { .. }
         )
     }
 }

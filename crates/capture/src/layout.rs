@@ -5,13 +5,17 @@ use std::mem::{offset_of, size_of};
 
 use events::layout;
 
+use crate::packet_skeleton::types as packet_types;
 use crate::skeleton::types;
 
 macro_rules! same_layout {
     ($c:ident, $rust:ident, $($field:ident),+) => {
+        same_layout!(types::$c, layout::$rust, $($field),+);
+    };
+    ($c:ty, $rust:ty, $($field:ident),+) => {
         const _: () = {
-            assert!(size_of::<types::$c>() == size_of::<layout::$rust>());
-            $(assert!(offset_of!(types::$c, $field) == offset_of!(layout::$rust, $field));)+
+            assert!(size_of::<$c>() == size_of::<$rust>());
+            $(assert!(offset_of!($c, $field) == offset_of!($rust, $field));)+
         };
     };
 }
@@ -65,3 +69,30 @@ same_layout!(
 
 // The reader finds the shared state at the start of .bss.
 const _: () = assert!(offset_of!(types::bss, shared) == 0);
+
+same_layout!(
+    packet_types::packet_process,
+    layout::PacketProcess,
+    pid,
+    comm
+);
+same_layout!(
+    packet_types::packet_record,
+    layout::PacketRecord,
+    time_ns,
+    sender,
+    receiver,
+    kind,
+    direction,
+    interface,
+    length,
+    captured
+);
+same_layout!(
+    packet_types::shared_state,
+    layout::SharedState,
+    wake,
+    lost_records,
+    lost_bytes
+);
+const _: () = assert!(offset_of!(packet_types::bss, shared) == 0);

@@ -4,27 +4,58 @@
 //! [`Probes::attach`] turns a [`gobin::ProbePlan`] into attached uprobes; [`Probes::reader`] gives
 //! the records that they produce, undecoded. Dropping [`Probes`] detaches everything, and so does the
 //! kernel if the process dies in any other way: nothing is pinned.
+//!
+//! [`PacketCapture::attach`] does the same for the packets of processes. On kernels without tcx, what
+//! it attaches to interfaces outlives a process that is killed; the next capture removes it.
 #![deny(unsafe_op_in_unsafe_fn)]
 
+mod cgroup;
 mod clock;
 mod error;
 mod executable;
+mod filter;
+mod follower;
+mod hooks;
+mod interfaces;
 mod layout;
 mod libbpf_log;
+mod libpcap;
 mod load;
+mod network_namespace;
+mod packets;
 mod probes;
 mod process;
 mod reader;
 mod ring;
+mod sockets;
 mod target;
+mod tc_filters;
+mod translate;
 
 pub use clock::{monotonic_ns, realtime_offset_ns};
 pub use error::Error;
 pub use executable::{Executable, Identity, MappedFile};
+pub use interfaces::{Interface, InterfaceSelection, LinkType};
 pub use libbpf_log::set_debug;
+pub use network_namespace::NetworkNamespace;
+pub use packets::{HookKind, InterfaceStatistics, PacketCapture, PacketOptions, PacketTarget};
 pub use probes::{Filters, Options, Probes, Wanted};
 pub use process::{Process, effective_user_can_trace};
 pub use reader::{Counters, Reader, StopSwitch, Stopped};
+
+/// The packet programs, likewise.
+#[allow(
+    clippy::all,
+    missing_docs,
+    unreachable_pub,
+    clippy::undocumented_unsafe_blocks,
+    unsafe_op_in_unsafe_fn,
+    dead_code,
+    reason = "generated code"
+)]
+mod packet_skeleton {
+    include!(concat!(env!("OUT_DIR"), "/packets.skel.rs"));
+}
 
 /// The eBPF programs, as libbpf-cargo's skeleton.
 #[allow(

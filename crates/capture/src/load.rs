@@ -106,7 +106,7 @@ fn rodata<'a>(open: &'a mut OpenGotlsSkel<'static>) -> libbpf_rs::Result<&'a mut
 }
 
 /// Says why loading failed, by asking the kernel what it has.
-fn load_error(error: &libbpf_rs::Error, log: &str) -> Error {
+pub(crate) fn load_error(error: &libbpf_rs::Error, log: &str) -> Error {
     let kernel = kernel_release();
     // SAFETY: Plain numbers go in and out.
     let ring_buffer = unsafe {

@@ -52,20 +52,24 @@ pub struct Options {
 }
 
 impl Options {
-    /// What a buffer may have, in KiB.
+    fn ring_bytes(&self) -> Result<u32, Error> {
+        ring_bytes(self.ring_kib)
+    }
+}
+
+/// The size of a ring buffer that was asked for in KiB.
+pub(crate) fn ring_bytes(kib: u64) -> Result<u32, Error> {
     const RING_KIB: std::ops::RangeInclusive<u64> = 64..=1024 * 1024;
 
-    fn ring_bytes(&self) -> Result<u32, Error> {
-        if !Self::RING_KIB.contains(&self.ring_kib) {
-            return Err(Error::RingSize {
-                kib: self.ring_kib,
-                min_kib: *Self::RING_KIB.start(),
-                max_kib: *Self::RING_KIB.end(),
-            });
-        }
-        // At most 1 GiB, which fits.
-        Ok((self.ring_kib * 1024).next_power_of_two() as u32)
+    if !RING_KIB.contains(&kib) {
+        return Err(Error::RingSize {
+            kib,
+            min_kib: *RING_KIB.start(),
+            max_kib: *RING_KIB.end(),
+        });
     }
+    // At most 1 GiB, which fits.
+    Ok((kib * 1024).next_power_of_two() as u32)
 }
 
 /// The attached uprobes of one executable. They are gone when this is dropped.

@@ -78,7 +78,7 @@ impl Output for Keys {
     fn record(&mut self, record: &Record<'_>, _: i64) -> io::Result<()> {
         match record {
             Record::Key(key) => self.log.key(key),
-            Record::Data(_) | Record::Close(_) => Ok(()), // Not probed for.
+            Record::Data(_) | Record::Close(_) | Record::Packet(_) => Ok(()), // Not probed for.
         }
     }
 

@@ -20,6 +20,8 @@ enum record_kind {
 	RECORD_CLOSE = 2,
 	/* struct key_record: a TLS secret. */
 	RECORD_KEY = 3,
+	/* struct packet_record: a packet passed an interface. */
+	RECORD_PACKET = 4,
 };
 
 /* The target's point of view; an index of the streams in struct connection. */
@@ -110,6 +112,46 @@ struct key_record {
 
 /* The most payload bytes that one record holds. */
 #define PAYLOAD_MAX 16384
+
+/* A process that owns one end of a packet's flow. */
+struct packet_process {
+	/* Process id, in our own pid namespace; 0: not known, or not a target. */
+	__u32 pid;
+	/* The name of the thread that made the socket, padded with NUL; not necessarily text. */
+	__u8 comm[16];
+};
+
+/* packet_record.direction: the interface's point of view. */
+enum packet_direction {
+	PACKET_INBOUND = 0,
+	PACKET_OUTBOUND = 1,
+};
+
+/* A packet as it passed an interface, from its link-layer header on (if the interface's link type
+ * has one). The captured bytes follow: `captured` of them. There is no record_header: a packet
+ * belongs to no tls.Conn. But the kind stands at the same place. */
+struct packet_record {
+	/* When it passed: CLOCK_MONOTONIC, in ns. */
+	__u64 time_ns;
+	/* Who sent it, and whom it is for. Both are known only where both ends are on this
+	 * interface, that is on `lo`. */
+	struct packet_process sender;
+	struct packet_process receiver;
+	/* enum record_kind */
+	__u8 kind;
+	/* enum packet_direction */
+	__u8 direction;
+	__u8 reserved[2];
+	/* Index of the interface, in the order in which user space knows them. */
+	__u32 interface;
+	/* Bytes of the packet, and how many of them are here. A segment that the interface will cut
+	 * up (GSO), or has put together (GRO), counts as one packet. */
+	__u32 length;
+	__u32 captured;
+};
+
+/* The most bytes of a packet that one record holds: what readers of pcapng accept. */
+#define PACKET_MAX 262144
 
 /* What user space shares with the programs, in their .bss. */
 struct shared_state {

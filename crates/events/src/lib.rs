@@ -6,8 +6,12 @@
 //! [`DecodeError`] and never a panic.
 #![forbid(unsafe_code)]
 
+mod decode;
+pub mod layout;
 mod record;
 
+pub use decode::DecodeError;
 pub use record::{
-    CloseRecord, DataRecord, DecodeError, Direction, Header, KeyRecord, Missing, Record, layout,
+    CloseRecord, DataRecord, Direction, Header, KeyRecord, Missing, PacketDirection, PacketProcess,
+    PacketRecord, Record,
 };

@@ -2,84 +2,6 @@
 
 use std::fmt;
 
-/// The byte layouts, for comparison with the compiled C structures.
-///
-/// They are never cast to or from memory: [`Record::decode`] reads field by field.
-pub mod layout {
-    /// `struct record_header`
-    #[allow(missing_docs)] // Documented in record.h.
-    #[repr(C)]
-    pub struct RecordHeader {
-        pub time_ns: u64,
-        pub conn: u64,
-        pub first_seen_ns: u64,
-        pub pid: u32,
-        pub tid: u32,
-        pub comm: [u8; 16],
-        pub kind: u8,
-        pub reserved: [u8; 7],
-    }
-
-    /// `struct data_record`
-    #[allow(missing_docs)] // Documented in record.h.
-    #[repr(C)]
-    pub struct DataRecord {
-        pub header: RecordHeader,
-        pub stream_offset: u64,
-        pub call_length: u64,
-        pub call_offset: u64,
-        pub omitted: u64,
-        pub length: u32,
-        pub sequence: u32,
-        pub direction: u8,
-        pub missing: u8,
-        pub reserved: [u8; 6],
-    }
-
-    /// `struct close_record`
-    #[allow(missing_docs)] // Documented in record.h.
-    #[repr(C)]
-    pub struct CloseRecord {
-        pub header: RecordHeader,
-        pub stream_length: [u64; 2],
-        pub sequence: [u32; 2],
-    }
-
-    /// `struct key_record`
-    #[allow(missing_docs)] // Documented in record.h.
-    #[repr(C)]
-    pub struct KeyRecord {
-        pub header: RecordHeader,
-        pub label_length: u8,
-        pub secret_length: u8,
-        pub reserved: [u8; 6],
-        pub label: [u8; 40],
-        pub client_random: [u8; 32],
-        pub secret: [u8; 64],
-    }
-
-    /// `struct shared_state`
-    #[allow(missing_docs)] // Documented in record.h.
-    #[repr(C)]
-    pub struct SharedState {
-        pub wake: u32,
-        pub reserved: u32,
-        pub lost_records: u64,
-        pub lost_bytes: u64,
-        pub unreadable_records: u64,
-        pub unreadable_bytes: u64,
-        pub too_long_bytes: u64,
-        pub unknown_calls: u64,
-    }
-
-    /// `enum record_kind`: `RECORD_DATA`
-    pub const RECORD_DATA: u8 = 1;
-    /// `enum record_kind`: `RECORD_CLOSE`
-    pub const RECORD_CLOSE: u8 = 2;
-    /// `enum record_kind`: `RECORD_KEY`
-    pub const RECORD_KEY: u8 = 3;
-}
-
 /// Which way plaintext went, from the target's point of view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
@@ -119,7 +41,7 @@ pub enum Missing {
     TooLong,
 }
 
-/// What every record begins with.
+/// What a record of a TLS connection begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// When the probe was hit: CLOCK_MONOTONIC, in ns.
@@ -140,9 +62,13 @@ pub struct Header {
 impl Header {
     /// The thread's name without its padding.
     pub fn comm(&self) -> &[u8] {
-        let end = self.comm.iter().position(|&byte| byte == 0);
-        &self.comm[..end.unwrap_or(self.comm.len())]
+        without_padding(&self.comm)
     }
+}
+
+fn without_padding(comm: &[u8; 16]) -> &[u8] {
+    let end = comm.iter().position(|&byte| byte == 0);
+    &comm[..end.unwrap_or(comm.len())]
 }
 
 /// A part of one call's plaintext.
@@ -177,6 +103,57 @@ pub struct CloseRecord {
     pub sequence: [u32; 2],
 }
 
+/// A process that owns one end of a packet's flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PacketProcess {
+    /// Process id.
+    pub pid: u32,
+    /// The name of the thread that made the socket, padded with NUL; not necessarily text.
+    pub comm: [u8; 16],
+}
+
+impl PacketProcess {
+    /// The thread's name without its padding.
+    pub fn comm(&self) -> &[u8] {
+        without_padding(&self.comm)
+    }
+}
+
+/// Which way a packet went, from the interface's point of view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PacketDirection {
+    /// It was received.
+    Inbound,
+    /// It was sent. On `lo`, which receives what it sends, every packet is reported as sent.
+    Outbound,
+}
+
+/// A packet, as it passed an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PacketRecord<'a> {
+    /// When it passed: CLOCK_MONOTONIC, in ns.
+    pub time_ns: u64,
+    /// Index of the interface among those that are captured.
+    pub interface: u32,
+    /// From the interface's point of view.
+    pub direction: PacketDirection,
+    /// Who sent it, if that is a target's socket on this machine.
+    pub sender: Option<PacketProcess>,
+    /// Whom it is for, if that is a target's socket on this machine.
+    pub receiver: Option<PacketProcess>,
+    /// Bytes of the whole packet.
+    pub length: u32,
+    /// Its first bytes, from the link-layer header on if the interface's link type has one.
+    pub bytes: &'a [u8],
+}
+
+impl PacketRecord<'_> {
+    /// The process that the packet belongs to: the sender, if both are known.
+    pub fn owner(&self) -> Option<&PacketProcess> {
+        self.sender.as_ref().or(self.receiver.as_ref())
+    }
+}
+
 /// A TLS secret, as it stands in a key log.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct KeyRecord<'a> {
@@ -209,284 +186,28 @@ pub enum Record<'a> {
     Close(CloseRecord),
     /// A TLS secret.
     Key(KeyRecord<'a>),
-}
-
-/// What is wrong with the bytes of a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DecodeError {
-    /// Fewer bytes than the record's fixed part has, or its length field says.
-    #[error("record of {have} bytes is too short: it needs {need}")]
-    TooShort {
-        /// Bytes that are there.
-        have: usize,
-        /// Bytes that ought to be there.
-        need: usize,
-    },
-    /// A value outside of its enumeration.
-    #[error("record has the unknown {field} {value}")]
-    UnknownValue {
-        /// The field's name.
-        field: &'static str,
-        /// What it holds.
-        value: u8,
-    },
+    /// A packet.
+    Packet(PacketRecord<'a>),
 }
 
 impl<'a> Record<'a> {
-    /// Decodes one record, as the ring buffer delivers it. The ring's size classes may leave unused
-    /// bytes behind the payload; they are ignored.
-    pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
-        let mut reader = Reader { bytes, position: 0 };
-        let (header, kind) = reader.header()?;
-        match kind {
-            layout::RECORD_DATA => reader.data(header).map(Self::Data),
-            layout::RECORD_CLOSE => reader.close(header).map(Self::Close),
-            layout::RECORD_KEY => reader.key(header).map(Self::Key),
-            value => Err(DecodeError::UnknownValue {
-                field: "kind",
-                value,
-            }),
-        }
-    }
-
-    /// What every record begins with.
-    pub fn header(&self) -> &Header {
+    /// What a record of a TLS connection begins with; a packet has no such header.
+    pub fn header(&self) -> Option<&Header> {
         match self {
-            Self::Data(record) => &record.header,
-            Self::Close(record) => &record.header,
-            Self::Key(record) => &record.header,
+            Self::Data(record) => Some(&record.header),
+            Self::Close(record) => Some(&record.header),
+            Self::Key(record) => Some(&record.header),
+            Self::Packet(_) => None,
         }
     }
-}
 
-/// Reads fields in the order of their declaration in record.h, which leaves no implicit padding.
-struct Reader<'a> {
-    bytes: &'a [u8],
-    position: usize,
-}
-
-impl<'a> Reader<'a> {
-    fn header(&mut self) -> Result<(Header, u8), DecodeError> {
-        let header = Header {
-            time_ns: self.u64()?,
-            conn: self.u64()?,
-            first_seen_ns: self.u64()?,
-            pid: self.u32()?,
-            tid: self.u32()?,
-            comm: self.array()?,
-        };
-        let kind = self.u8()?;
-        self.array::<7>()?;
-        Ok((header, kind))
-    }
-
-    fn data(&mut self, header: Header) -> Result<DataRecord<'a>, DecodeError> {
-        let stream_offset = self.u64()?;
-        let call_length = self.u64()?;
-        let call_offset = self.u64()?;
-        let omitted = self.u64()?;
-        let length = self.u32()?;
-        let sequence = self.u32()?;
-        let direction = match self.u8()? {
-            0 => Direction::Write,
-            1 => Direction::Read,
-            value => {
-                return Err(DecodeError::UnknownValue {
-                    field: "direction",
-                    value,
-                });
-            }
-        };
-        let omitted = match self.u8()? {
-            0 => None,
-            1 => Some((Missing::Truncated, omitted)),
-            2 => Some((Missing::Unreadable, omitted)),
-            3 => Some((Missing::TooLong, omitted)),
-            value => {
-                return Err(DecodeError::UnknownValue {
-                    field: "missing",
-                    value,
-                });
-            }
-        };
-        self.array::<6>()?;
-        let payload = self.slice(length as usize)?;
-        Ok(DataRecord {
-            header,
-            direction,
-            stream_offset,
-            call_length,
-            call_offset,
-            sequence,
-            payload,
-            omitted,
-        })
-    }
-
-    fn close(&mut self, header: Header) -> Result<CloseRecord, DecodeError> {
-        Ok(CloseRecord {
-            header,
-            stream_length: [self.u64()?, self.u64()?],
-            sequence: [self.u32()?, self.u32()?],
-        })
-    }
-
-    fn key(&mut self, header: Header) -> Result<KeyRecord<'a>, DecodeError> {
-        let label_length = self.u8()?;
-        let secret_length = self.u8()?;
-        self.array::<6>()?;
-        let label = self.slice(40)?;
-        let client_random = self.slice(32)?;
-        let secret = self.slice(64)?;
-        Ok(KeyRecord {
-            header,
-            label: part("label length", label, label_length)?,
-            client_random: client_random.try_into().map_err(|_| self.too_short(0))?,
-            secret: part("secret length", secret, secret_length)?,
-        })
-    }
-
-    fn u8(&mut self) -> Result<u8, DecodeError> {
-        self.array().map(u8::from_ne_bytes)
-    }
-
-    fn u32(&mut self) -> Result<u32, DecodeError> {
-        self.array().map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self) -> Result<u64, DecodeError> {
-        self.array().map(u64::from_le_bytes)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
-        let too_short = self.too_short(N);
-        self.slice(N)?.try_into().map_err(|_| too_short)
-    }
-
-    fn slice(&mut self, length: usize) -> Result<&'a [u8], DecodeError> {
-        let slice = self
-            .bytes
-            .get(self.position..)
-            .and_then(|rest| rest.get(..length))
-            .ok_or(self.too_short(length))?;
-        self.position += length;
-        Ok(slice)
-    }
-
-    fn too_short(&self, length: usize) -> DecodeError {
-        DecodeError::TooShort {
-            have: self.bytes.len(),
-            need: self.position.saturating_add(length),
-        }
-    }
-}
-
-/// The used part of a field of fixed size.
-fn part<'a>(field: &'static str, bytes: &'a [u8], length: u8) -> Result<&'a [u8], DecodeError> {
-    match bytes.get(..usize::from(length)) {
-        Some(part) if !part.is_empty() => Ok(part),
-        _ => Err(DecodeError::UnknownValue {
-            field,
-            value: length,
-        }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn header(kind: u8) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for number in [1u64, 2, 3] {
-            bytes.extend(number.to_le_bytes());
-        }
-        for number in [4u32, 5] {
-            bytes.extend(number.to_le_bytes());
-        }
-        bytes.extend(b"caddy\0\0\0\0\0\0\0\0\0\0\0");
-        bytes.extend([kind, 0, 0, 0, 0, 0, 0, 0]);
-        bytes
-    }
-
-    fn data(length: u32, missing: u8, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = header(layout::RECORD_DATA);
-        for number in [10u64, 20, 5, 7] {
-            bytes.extend(number.to_le_bytes());
-        }
-        for number in [length, 9] {
-            bytes.extend(number.to_le_bytes());
-        }
-        bytes.extend([1, missing, 0, 0, 0, 0, 0, 0]);
-        bytes.extend(payload);
-        bytes
-    }
-
-    #[test]
-    fn data_record_is_decoded_field_by_field() {
-        // The ring's size class leaves room behind the payload.
-        let bytes = data(5, 1, b"hello, and what was there before");
-        let Ok(Record::Data(record)) = Record::decode(&bytes) else {
-            panic!("{bytes:?}")
-        };
-        assert_eq!(record.header.comm(), b"caddy");
-        assert_eq!((record.header.time_ns, record.header.conn), (1, 2));
-        assert_eq!((record.header.pid, record.header.tid), (4, 5));
-        assert_eq!(record.direction, Direction::Read);
-        assert_eq!(
-            (record.stream_offset, record.call_length, record.call_offset),
-            (10, 20, 5)
-        );
-        assert_eq!(record.omitted, Some((Missing::Truncated, 7)));
-        assert_eq!((record.sequence, record.payload), (9, &b"hello"[..]));
-    }
-
-    #[test]
-    fn what_is_wrong_with_a_record_is_said() {
-        let bytes = data(5, 0, b"hell");
-        let error = Record::decode(&bytes).unwrap_err();
-        assert_eq!(
-            error,
-            DecodeError::TooShort {
-                have: 108,
-                need: 109
-            }
-        );
-        assert_eq!(
-            error.to_string(),
-            "record of 108 bytes is too short: it needs 109"
-        );
-        let error = Record::decode(&header(77)).unwrap_err();
-        assert_eq!(error.to_string(), "record has the unknown kind 77");
-    }
-
-    #[test]
-    fn secrets_do_not_show_in_debug_output() {
-        let mut bytes = header(layout::RECORD_KEY);
-        bytes.extend([13, 3, 0, 0, 0, 0, 0, 0]);
-        bytes.extend(b"CLIENT_RANDOM");
-        bytes.resize(bytes.len() + 27, b'x');
-        bytes.extend([1; 32]);
-        bytes.extend([222; 64]);
-        let Ok(Record::Key(key)) = Record::decode(&bytes) else {
-            panic!("{bytes:?}")
-        };
-        assert_eq!(
-            (key.label, key.secret),
-            (&b"CLIENT_RANDOM"[..], &[222u8; 3][..])
-        );
-        assert!(!format!("{key:?}").contains("222"));
-    }
-
-    proptest! {
-        #[test]
-        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 0u8..5) {
-            let _ = Record::decode(&bytes);
-            let mut with_kind = header(kind);
-            with_kind.extend(bytes);
-            let _ = Record::decode(&with_kind);
+    /// When it happened: CLOCK_MONOTONIC, in ns.
+    pub fn time_ns(&self) -> u64 {
+        match self {
+            Self::Data(record) => record.header.time_ns,
+            Self::Close(record) => record.header.time_ns,
+            Self::Key(record) => record.header.time_ns,
+            Self::Packet(record) => record.time_ns,
         }
     }
 }

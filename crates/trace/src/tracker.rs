@@ -100,11 +100,12 @@ impl Tracker {
         realtime_offset_ns: i64,
         sink: &mut impl Sink,
     ) -> io::Result<()> {
-        let time = Timestamp::from_monotonic(record.header().time_ns, realtime_offset_ns);
+        let time = Timestamp::from_monotonic(record.time_ns(), realtime_offset_ns);
         match record {
             Record::Data(record) => self.data(record, time, sink),
             Record::Close(record) => self.close(record, time, sink),
-            Record::Key(_) => Ok(()), // Belongs to no connection that we know.
+            // These belong to no connection that we know.
+            Record::Key(_) | Record::Packet(_) => Ok(()),
         }
     }
 

@@ -1,0 +1,238 @@
+//! The sockets that target processes had before we came, or inherited: each is taken over for a
+//! moment with pidfd_getfd(2), to write its owner into its local storage.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle};
+use memmap2::MmapRaw;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, ipproto, sockopt};
+use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
+
+use crate::packet_skeleton::types;
+use crate::{Error, Identity, Process};
+
+/// The maps of the packet programs that say who owns what.
+#[derive(Debug)]
+pub(crate) struct Ownership {
+    pub(crate) targets: MapHandle,
+    pub(crate) owners: MapHandle,
+    pub(crate) multipath_listeners: MapHandle,
+    /// The programs' .bss.
+    pub(crate) variables: MmapRaw,
+}
+
+impl Ownership {
+    /// Makes a process a target: the sockets that it makes from now on are its own.
+    pub(crate) fn add_target(&self, pid: u32) -> Result<(), Error> {
+        self.targets
+            .update(&pid.to_ne_bytes(), &[1], MapFlags::ANY)
+            .map_err(|error| Error::System {
+                what: "entering a target process",
+                source: io::Error::other(error),
+            })
+    }
+
+    /// Enters the process as the owner of its sockets, and returns of how many it was not known.
+    pub(crate) fn adopt_sockets(&self, process: &Process) -> Result<usize, Error> {
+        let pid = process.pid();
+        let failed = |what: &'static str| {
+            move |source: io::Error| match source.kind() {
+                io::ErrorKind::NotFound => Error::NoSuchProcess { pid },
+                io::ErrorKind::PermissionDenied => Error::MissingCapabilities {
+                    what: "take over the sockets that a process has",
+                    missing: "CAP_SYS_PTRACE".into(),
+                },
+                _ => Error::Process { pid, what, source },
+            }
+        };
+        let mut owner = types::packet_process {
+            pid,
+            ..Default::default()
+        };
+        let comm = fs::read(format!("/proc/{pid}/comm")).map_err(failed("reading its name"))?;
+        let comm = comm.strip_suffix(b"\n").unwrap_or(&comm);
+        let length = comm.len().min(owner.comm.len() - 1);
+        owner.comm[..length].copy_from_slice(&comm[..length]);
+
+        let mut adopted = 0;
+        let directory = format!("/proc/{pid}/fd");
+        for entry in fs::read_dir(&directory).map_err(failed("listing its sockets"))? {
+            let entry = entry.map_err(failed("listing its sockets"))?;
+            // It may be closed by now.
+            let Ok(link) = fs::read_link(entry.path()) else {
+                continue;
+            };
+            let number = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok());
+            let (true, Some(number)) = (
+                link.as_os_str().as_encoded_bytes().starts_with(b"socket:"),
+                number,
+            ) else {
+                continue;
+            };
+            let socket = match pidfd_getfd(process, number, PidfdGetfdFlags::empty()) {
+                Ok(socket) => socket,
+                Err(Errno::BADF) => continue,
+                Err(Errno::SRCH) => return Err(Error::NoSuchProcess { pid }),
+                Err(errno) => return Err(failed("taking over its sockets")(errno.into())),
+            };
+            if self.adopt(&socket, &owner)? {
+                adopted += 1;
+            }
+        }
+        Ok(adopted)
+    }
+
+    /// Whether the socket had no owner before.
+    fn adopt(&self, socket: &OwnedFd, owner: &types::packet_process) -> Result<bool, Error> {
+        let family = sockopt::socket_domain(socket);
+        if !matches!(family, Ok(AddressFamily::INET | AddressFamily::INET6)) {
+            return Ok(false);
+        }
+        let owner = owner_bytes(owner);
+        let key = socket.as_raw_fd().to_ne_bytes();
+        let new = match self.owners.update(&key, &owner, MapFlags::NO_EXIST) {
+            Ok(()) => true,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
+            Err(error) => {
+                return Err(Error::System {
+                    what: "entering the owner of a socket",
+                    source: io::Error::other(error),
+                });
+            }
+        };
+        self.adopt_multipath_listener(socket, &owner);
+        Ok(new)
+    }
+
+    /// The packets of a multipath TCP socket are those of TCP sockets inside of it. For a listener
+    /// the programs can find these by its address.
+    fn adopt_multipath_listener(&self, socket: &OwnedFd, owner: &[u8]) {
+        let multipath = sockopt::socket_protocol(socket) == Ok(Some(ipproto::MPTCP));
+        if !multipath || !sockopt::socket_acceptconn(socket).unwrap_or(false) {
+            return;
+        }
+        let Ok(Ok(address)) = rustix::net::getsockname(socket).map(SocketAddr::try_from) else {
+            return;
+        };
+        let mut keys = vec![listener_key(address.ip(), address.port())];
+        let any_version = matches!(address.ip(), IpAddr::V6(ip) if ip.is_unspecified())
+            && !sockopt::ipv6_v6only(socket).unwrap_or(true);
+        if any_version {
+            let any = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+            keys.push(listener_key(any, address.port()));
+        }
+        for key in keys {
+            // If there are thousands of them, the rest goes without.
+            let _ = self.multipath_listeners.update(&key, owner, MapFlags::ANY);
+        }
+        let offset = std::mem::offset_of!(types::bss, has_multipath_listeners);
+        // SAFETY: An aligned 32-bit field in the mapped .bss, which the programs only read.
+        unsafe { AtomicU32::from_ptr(self.variables.as_mut_ptr().add(offset).cast()) }
+            .store(1, Ordering::Relaxed);
+    }
+}
+
+fn owner_bytes(owner: &types::packet_process) -> [u8; 20] {
+    let mut bytes = [0; 20];
+    bytes[..4].copy_from_slice(&owner.pid.to_ne_bytes());
+    bytes[4..].copy_from_slice(&owner.comm);
+    bytes
+}
+
+/// `struct listener_key`
+fn listener_key(address: IpAddr, port: u16) -> [u8; 20] {
+    const _: () = assert!(size_of::<types::listener_key>() == 20);
+
+    let mut key = [0; 20];
+    let version = match address.to_canonical() {
+        IpAddr::V4(ip) => {
+            key[..4].copy_from_slice(&ip.octets());
+            4
+        }
+        IpAddr::V6(ip) => {
+            key[..16].copy_from_slice(&ip.octets());
+            6
+        }
+    };
+    key[16..18].copy_from_slice(&port.to_be_bytes());
+    key[18] = version;
+    key
+}
+
+/// The processes that run now, by /proc: all, or those that run one file, of one user.
+pub(crate) fn running(executable: Option<Identity>, uid: Option<u32>) -> Result<Vec<u32>, Error> {
+    let failed = |source| Error::System {
+        what: "listing the processes in /proc",
+        source,
+    };
+    let mut pids = Vec::new();
+    for entry in fs::read_dir("/proc").map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        if executable.is_some_and(|wanted| identity(pid) != Some(wanted)) {
+            continue;
+        }
+        if uid.is_some_and(|wanted| real_user(pid) != Some(wanted)) {
+            continue;
+        }
+        pids.push(pid);
+    }
+    Ok(pids)
+}
+
+/// Which file a process runs; `None` for those that have ended, and for kernel threads.
+fn identity(pid: u32) -> Option<Identity> {
+    use std::os::unix::fs::MetadataExt;
+
+    let file = fs::metadata(format!("/proc/{pid}/exe")).ok()?;
+    Some(Identity {
+        device: file.dev(),
+        inode: file.ino(),
+    })
+}
+
+/// The user that `bpf_get_current_uid_gid` tells: the first number of proc(5), status, "Uid".
+fn real_user(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_process_is_among_those_that_run_our_file() {
+        let ours = std::process::id();
+        let identity = identity(ours);
+        assert!(identity.is_some());
+        let user = rustix::process::getuid().as_raw();
+        assert!(running(identity, Some(user)).unwrap().contains(&ours));
+        assert!(!running(identity, Some(user + 1)).unwrap().contains(&ours));
+        let other = Identity {
+            device: 0,
+            inode: 0,
+        };
+        assert_eq!(running(Some(other), None).unwrap(), []);
+    }
+
+    #[test]
+    fn listener_keys_hold_addresses_as_packets_do() {
+        let mapped: IpAddr = "::ffff:192.0.2.1".parse().unwrap();
+        let key = listener_key(mapped, 443);
+        assert_eq!(key[..5], [192, 0, 2, 1, 0]);
+        assert_eq!(key[16..], [1, 187, 4, 0]);
+    }
+}
