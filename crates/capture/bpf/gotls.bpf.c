@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0)
 /*
  * Uprobes in a Go program's crypto/tls: plaintext from (*Conn).writeRecordLocked and (*Conn).Read,
- * the end of connections from (*Conn).Close.
+ * the end of connections from (*Conn).Close, keys from (*Config).writeKeyLog and
+ * keysFromMasterSecret.
  *
  * The sites are chosen by crates/gobin; what differs between executables is in `target`, set before
  * loading, so that the verifier removes what this executable does not need.
@@ -40,6 +41,8 @@ const volatile struct target {
 	/* The site is the jump of the stack check, which runs again once the stack has grown. */
 	__u8 write_at_stack_check;
 	__u8 close_at_stack_check;
+	__u8 key_log_at_stack_check;
+	__u8 master_secret_at_stack_check;
 	/* Where (*Conn).Read's site finds these, in bytes above SP. The stack ABI needs all of
 	 * them, the register ABI has source, length and count in registers. */
 	__u32 read_receiver;
@@ -103,19 +106,59 @@ struct {
 /* For user space, which compares the layouts of these types with its own. */
 struct data_record *unused_data_record __attribute__((unused));
 struct close_record *unused_close_record __attribute__((unused));
+struct key_record *unused_key_record __attribute__((unused));
 
 static __always_inline void count(__u64 *counter, __u64 amount)
 {
 	__sync_fetch_and_add(counter, amount);
 }
 
-/* Reads a word of the target's memory. Stack words are there nearly always; the fallback is for
+/* Reads the target's memory. What the programs need is there nearly always; the fallback is for
  * memory that was paged out. */
+static __always_inline bool read_user(void *to, __u64 length, __u64 address)
+{
+	if (!bpf_probe_read_user(to, length, (void *)address))
+		return true;
+	return may_fault && !bpf_copy_from_user(to, length, (void *)address);
+}
+
 static __always_inline bool read_word(__u64 *word, __u64 address)
 {
-	if (!bpf_probe_read_user(word, sizeof(*word), (void *)address))
+	return read_user(word, sizeof(*word), address);
+}
+
+/* The n-th word of a function's arguments, at its entry; n is a constant. */
+static __always_inline bool argument(const struct registers *registers, const int n, __u64 *word)
+{
+	if (target.stack_abi)
+		return read_word(word, registers->sp + STACK_ARGUMENT(n));
+	switch (n) {
+	case 0:
+		*word = registers->ARGUMENT_0;
 		return true;
-	return may_fault && !bpf_copy_from_user(word, sizeof(*word), (void *)address);
+	case 1:
+		*word = registers->ARGUMENT_1;
+		return true;
+	case 2:
+		*word = registers->ARGUMENT_2;
+		return true;
+	case 3:
+		*word = registers->ARGUMENT_3;
+		return true;
+	case 4:
+		*word = registers->ARGUMENT_4;
+		return true;
+	case 5:
+		*word = registers->ARGUMENT_5;
+		return true;
+	case 6:
+		*word = registers->ARGUMENT_6;
+		return true;
+	case 7:
+		*word = registers->ARGUMENT_7;
+		return true;
+	}
+	return false;
 }
 
 /* Whether to wake user space, asked once per record. */
@@ -190,17 +233,25 @@ static __always_inline struct connection *find_connection(struct call *call)
 	return bpf_map_lookup_elem(&connections, &key);
 }
 
-static __always_inline void fill_header(struct record_header *header, const struct call *call,
-					enum record_kind kind)
+static __always_inline void fill_header(struct record_header *header, const struct process *process,
+					__u64 time_ns, enum record_kind kind)
 {
-	header->time_ns = call->time_ns;
-	header->conn = call->conn;
-	header->first_seen_ns = call->connection->first_seen_ns;
-	header->pid = call->process.pid;
-	header->tid = call->process.tid;
+	header->time_ns = time_ns;
+	header->conn = 0;
+	header->first_seen_ns = 0;
+	header->pid = process->pid;
+	header->tid = process->tid;
 	bpf_get_current_comm(header->comm, sizeof(header->comm));
 	header->kind = kind;
 	__builtin_memset(header->reserved, 0, sizeof(header->reserved));
+}
+
+static __always_inline void fill_call_header(struct record_header *header, const struct call *call,
+					     enum record_kind kind)
+{
+	fill_header(header, &call->process, call->time_ns, kind);
+	header->conn = call->conn;
+	header->first_seen_ns = call->connection->first_seen_ns;
 }
 
 enum outcome { SENT, LOST, FAULTED };
@@ -228,7 +279,7 @@ static __always_inline enum outcome send_in(const __u32 room, const struct call 
 			return FAULTED;
 		}
 	}
-	fill_header(&record->header, call, RECORD_DATA);
+	fill_call_header(&record->header, call, RECORD_DATA);
 	record->stream_offset = call->connection->streams[call->direction].offset;
 	record->call_length = call->length;
 	record->call_offset = call->offset;
@@ -418,7 +469,7 @@ static __always_inline void end_connection(__u64 conn)
 	call.time_ns = bpf_ktime_get_ns();
 	record = bpf_ringbuf_reserve(&ring, sizeof(*record), 0);
 	if (record) {
-		fill_header(&record->header, &call, RECORD_CLOSE);
+		fill_call_header(&record->header, &call, RECORD_CLOSE);
 		for (int direction = 0; direction < 2; direction++) {
 			record->stream_length[direction] =
 				call.connection->streams[direction].offset;
@@ -431,16 +482,11 @@ static __always_inline void end_connection(__u64 conn)
 	bpf_map_delete_elem(&connections, &key);
 }
 
-static __always_inline bool is_wanted_type(__u64 type)
-{
-	return (__u8)type == RECORD_TYPE_APPLICATION_DATA || (__u8)type == RECORD_TYPE_HANDSHAKE;
-}
-
 /* A hello begins a connection. If one is known at this address it was dropped without Close, and
  * its memory used again, which the word that we compare cannot tell if that memory was used again
- * too.
- */
-static __always_inline void capture_handshake(__u64 conn, __u64 source)
+ * too. (A client that renegotiates, which TLS 1.2 allows and Go refuses unless asked to, therefore
+ * goes on as another connection.) */
+static __always_inline void begin_connection(__u64 conn, __u64 source)
 {
 	__u8 type;
 
@@ -458,25 +504,16 @@ int write_record(struct registers *registers)
 
 	if (target.write_at_stack_check && stack_will_grow(registers))
 		return 0;
-	if (target.stack_abi) {
-		if (!read_word(&type, registers->sp + STACK_ARGUMENT(1)))
-			goto unknown;
-		if (!is_wanted_type(type))
-			return 0;
-		if (!read_word(&conn, registers->sp + STACK_ARGUMENT(0)) ||
-		    !read_word(&source, registers->sp + STACK_ARGUMENT(2)) ||
-		    !read_word(&length, registers->sp + STACK_ARGUMENT(3)))
-			goto unknown;
-	} else {
-		type = registers->ARGUMENT_1;
-		if (!is_wanted_type(type))
-			return 0;
-		conn = registers->ARGUMENT_0;
-		source = registers->ARGUMENT_2;
-		length = registers->ARGUMENT_3;
-	}
-	if ((__u8)type == RECORD_TYPE_HANDSHAKE)
-		capture_handshake(conn, source);
+	if (!argument(registers, 1, &type))
+		goto unknown;
+	type = (__u8)type;
+	if (type != RECORD_TYPE_APPLICATION_DATA && type != RECORD_TYPE_HANDSHAKE)
+		return 0;
+	if (!argument(registers, 0, &conn) || !argument(registers, 2, &source) ||
+	    !argument(registers, 3, &length))
+		goto unknown;
+	if (type == RECORD_TYPE_HANDSHAKE)
+		begin_connection(conn, source);
 	else
 		capture(DIRECTION_WRITE, conn, source, length);
 	return 0;
@@ -546,12 +583,115 @@ int close_conn(struct registers *registers)
 
 	if (target.close_at_stack_check && stack_will_grow(registers))
 		return 0;
-	if (target.stack_abi) {
-		if (!read_word(&conn, registers->sp + STACK_ARGUMENT(0)))
-			return 0;
-	} else {
-		conn = registers->ARGUMENT_0;
-	}
-	end_connection(conn);
+	if (argument(registers, 0, &conn))
+		end_connection(conn);
 	return 0;
+}
+
+/* A secret and what it belongs to, as addresses in the target. */
+struct key {
+	/* 0: the label is CLIENT_RANDOM. */
+	__u64 label;
+	__u64 label_length;
+	__u64 client_random;
+	__u64 client_random_length;
+	__u64 secret;
+	__u64 secret_length;
+};
+
+static const char CLIENT_RANDOM[13] = "CLIENT_RANDOM";
+
+static __always_inline int send_key(const struct key *key)
+{
+	__u64 label_length = key->label ? key->label_length : sizeof(CLIENT_RANDOM);
+	__u64 secret_length = key->secret_length;
+	struct process process = {};
+	struct key_record *record;
+
+	if (!wanted_process(&process))
+		return 0;
+	if (!label_length || label_length > KEY_LABEL_MAX || !secret_length ||
+	    secret_length > KEY_SECRET_MAX || key->client_random_length != CLIENT_RANDOM_LEN) {
+		count(&shared.unknown_calls, 1);
+		return 0;
+	}
+	record = bpf_ringbuf_reserve(&ring, sizeof(*record), 0);
+	if (!record) {
+		count(&shared.lost_records, 1);
+		return 0;
+	}
+	if (key->label) {
+		if (bpf_probe_read_user(record->label, label_length, (void *)key->label))
+			goto unreadable;
+	} else {
+		__builtin_memcpy(record->label, CLIENT_RANDOM, sizeof(CLIENT_RANDOM));
+	}
+	if (bpf_probe_read_user(record->client_random, CLIENT_RANDOM_LEN,
+				(void *)key->client_random) ||
+	    bpf_probe_read_user(record->secret, secret_length, (void *)key->secret))
+		goto unreadable;
+	fill_header(&record->header, &process, bpf_ktime_get_ns(), RECORD_KEY);
+	record->label_length = label_length;
+	record->secret_length = secret_length;
+	__builtin_memset(record->reserved, 0, sizeof(record->reserved));
+	bpf_ringbuf_submit(record, wakeup_flags());
+	return 0;
+
+unreadable:
+	bpf_ringbuf_discard(record, BPF_RB_NO_WAKEUP);
+	count(&shared.unknown_calls, 1);
+	return 0;
+}
+
+/* func (c *Config) writeKeyLog(label string, clientRandom, secret []byte) error */
+SEC("uprobe")
+int write_key_log(struct registers *registers)
+{
+	struct key key = {};
+
+	if (target.key_log_at_stack_check && stack_will_grow(registers))
+		return 0;
+	if (!argument(registers, 1, &key.label) || !argument(registers, 2, &key.label_length) ||
+	    !argument(registers, 3, &key.client_random) ||
+	    !argument(registers, 4, &key.client_random_length) ||
+	    !argument(registers, 6, &key.secret) || !argument(registers, 7, &key.secret_length)) {
+		count(&shared.unknown_calls, 1);
+		return 0;
+	}
+	return send_key(&key);
+}
+
+/* func (c *Config) writeKeyLog(clientRandom, masterSecret []byte) error, before Go 1.12 */
+SEC("uprobe")
+int write_key_log_unlabelled(struct registers *registers)
+{
+	struct key key = {};
+
+	if (target.key_log_at_stack_check && stack_will_grow(registers))
+		return 0;
+	if (!argument(registers, 1, &key.client_random) ||
+	    !argument(registers, 2, &key.client_random_length) ||
+	    !argument(registers, 4, &key.secret) || !argument(registers, 5, &key.secret_length)) {
+		count(&shared.unknown_calls, 1);
+		return 0;
+	}
+	return send_key(&key);
+}
+
+/* func keysFromMasterSecret(version uint16, suite *cipherSuite, masterSecret, clientRandom,
+ * serverRandom []byte, macLen, keyLen, ivLen int), called in full and resumed handshakes alike */
+SEC("uprobe")
+int master_secret(struct registers *registers)
+{
+	struct key key = {};
+
+	if (target.master_secret_at_stack_check && stack_will_grow(registers))
+		return 0;
+	if (!argument(registers, 2, &key.secret) || !argument(registers, 3, &key.secret_length) ||
+	    !argument(registers, 5, &key.client_random) ||
+	    !argument(registers, 6, &key.client_random_length)) {
+		count(&shared.unknown_calls, 1);
+		return 0;
+	}
+	return send_key(&key);
 }

@@ -20,7 +20,7 @@ pub use clock::{monotonic_ns, realtime_offset_ns};
 pub use error::Error;
 pub use executable::{Executable, Identity, MappedFile};
 pub use libbpf_log::set_debug;
-pub use probes::{Filters, Options, Probes};
+pub use probes::{Filters, Options, Probes, Wanted};
 pub use process::{Process, effective_user_can_trace};
 pub use reader::{Counters, Reader, StopSwitch, Stopped};
 

@@ -5,10 +5,11 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 
 use gobin::{
-    Abi, Arch, CRYPTO_TLS, EntryProbe, Function, Location, ProbePlan, ReadProbe, Site, SiteKind,
+    Abi, Arch, CRYPTO_TLS, EntryProbe, Function, KeyPlan, Location, ProbePlan, ReadProbe, Site,
+    SiteKind,
 };
-use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, OpenObject, ProgramMut, UprobeOpts, libbpf_sys};
+use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
+use libbpf_rs::{Link, OpenObject, UprobeOpts, libbpf_sys};
 
 use crate::error::kernel_release;
 use crate::process::{effective_user_can_trace, pid_namespace};
@@ -22,6 +23,24 @@ pub struct Filters {
     pub pid: Option<u32>,
     /// Only processes of this user.
     pub uid: Option<u32>,
+}
+
+/// What to take from an executable.
+#[derive(Clone, Copy, Debug)]
+pub enum Wanted<'a> {
+    /// The plaintext of connections.
+    Plaintext(&'a ProbePlan),
+    /// The secrets of TLS sessions.
+    Keys(&'a KeyPlan),
+}
+
+impl Wanted<'_> {
+    fn arch(&self) -> Arch {
+        match self {
+            Self::Plaintext(plan) => plan.arch,
+            Self::Keys(plan) => plan.arch,
+        }
+    }
 }
 
 /// How to capture.
@@ -70,25 +89,25 @@ impl std::fmt::Debug for Probes {
 }
 
 impl Probes {
-    /// Loads the eBPF programs and attaches them to `executable` as `plan` says. Either every probe
+    /// Loads the eBPF programs and attaches them to `executable` as the plan says. Either every probe
     /// is in place afterwards, or none.
     pub fn attach(
         executable: &Executable,
-        plan: &ProbePlan,
+        wanted: Wanted<'_>,
         options: &Options,
     ) -> Result<Self, Error> {
-        check_architecture(plan.arch)?;
-        let target = target(plan)?;
+        check_architecture(wanted.arch())?;
+        let target = target(wanted)?;
         let ring_bytes = options.ring_bytes()?;
         effective_user_can_trace()?;
 
-        let skeleton = load(&target, plan, options, ring_bytes)?;
+        let skeleton = load(&target, wanted, options, ring_bytes)?;
         let mut probes = Self {
             links: Vec::new(),
             skeleton,
             ring_bytes,
         };
-        probes.attach_all(executable, plan, options.filters.pid)?;
+        probes.attach_all(executable, wanted, options.filters.pid)?;
         Ok(probes)
     }
 
@@ -123,35 +142,18 @@ impl Probes {
     fn attach_all(
         &mut self,
         executable: &Executable,
-        plan: &ProbePlan,
+        wanted: Wanted<'_>,
         pid: Option<u32>,
     ) -> Result<(), Error> {
-        let programs = &self.skeleton.progs;
-        let read_program = match &plan.read {
-            ReadProbe::Copy { .. } => &programs.read_copy,
-            ReadProbe::Returns { .. } => &programs.read_return,
-        };
-        let mut wanted: Vec<(&ProgramMut<'_>, Function, &Site)> = Vec::new();
-        // Close goes first, so that no connection is seen to begin whose end is missed.
-        if let Ok(close) = &plan.close {
-            wanted.push((&programs.close_conn, Function::Close, &close.site));
-        }
-        wanted.extend(
-            plan.read
-                .sites()
-                .iter()
-                .map(|site| (read_program, Function::Read, site)),
-        );
-        wanted.push((
-            &programs.write_record,
-            Function::WriteRecordLocked,
-            &plan.write.site,
-        ));
-
         let path = executable.descriptor_path();
         // libbpf: -1 stands for all processes. The pid was found by pidfd_open, so it fits.
         let pid = pid.map_or(-1, |pid| pid as i32);
-        for (program, function, site) in wanted {
+        for (name, function, site) in sites(wanted) {
+            let mut programs = self.skeleton.object_mut().progs_mut();
+            let program = programs.find(|program| program.name() == name);
+            let program = program.ok_or_else(|| Error::Load {
+                reason: format!("the object has no program {name}"),
+            })?;
             let (link, log) = libbpf_log::listen(|| {
                 program.attach_uprobe_with_opts(
                     pid,
@@ -183,19 +185,113 @@ fn check_architecture(executable: Arch) -> Result<(), Error> {
     }
 }
 
+/// The programs by name and where they go, in the order of attaching.
+fn sites(wanted: Wanted<'_>) -> Vec<(&'static str, Function, &Site)> {
+    let mut sites = Vec::new();
+    let mut entry = |program, function, probe| {
+        let probe: &Result<EntryProbe, gobin::Error> = probe;
+        if let Ok(probe) = probe {
+            sites.push((program, function, &probe.site));
+        }
+    };
+    match wanted {
+        Wanted::Plaintext(plan) => {
+            // Close goes first, so that no connection is seen to begin whose end is missed.
+            entry("close_conn", Function::Close, &plan.close);
+            let read = match &plan.read {
+                ReadProbe::Copy { .. } => "read_copy",
+                ReadProbe::Returns { .. } => "read_return",
+            };
+            sites.extend(
+                plan.read
+                    .sites()
+                    .iter()
+                    .map(|site| (read, Function::Read, site)),
+            );
+            sites.push((
+                "write_record",
+                Function::WriteRecordLocked,
+                &plan.write.site,
+            ));
+        }
+        Wanted::Keys(plan) => {
+            let key_log = match &plan.key_log {
+                Ok(probe) if has_label(probe) => "write_key_log",
+                _ => "write_key_log_unlabelled",
+            };
+            entry(key_log, Function::WriteKeyLog, &plan.key_log);
+            let function = Function::KeysFromMasterSecret;
+            entry("master_secret", function, &plan.master_secret);
+        }
+    }
+    sites
+}
+
+/// Since Go 1.12 writeKeyLog has one.
+fn has_label(key_log: &EntryProbe) -> bool {
+    key_log
+        .arguments
+        .iter()
+        .any(|argument| argument.name == "label.ptr")
+}
+
 /// Tells the programs what differs between executables, and checks that the rest is where they
 /// expect it.
-fn target(plan: &ProbePlan) -> Result<types::target, Error> {
-    // func (c *Conn) writeRecordLocked(typ recordType, data []byte)
-    expect_arguments(&plan.write, plan.abi, &["c", "typ", "data.ptr", "data.len"])?;
-    if let Ok(close) = &plan.close {
-        expect_arguments(close, plan.abi, &["c"])?;
+fn target(wanted: Wanted<'_>) -> Result<types::target, Error> {
+    match wanted {
+        Wanted::Plaintext(plan) => plaintext_target(plan),
+        Wanted::Keys(plan) => keys_target(plan),
     }
-    let at_stack_check = |probe: &EntryProbe| u8::from(probe.site.kind == SiteKind::StackCheckJump);
+}
+
+fn keys_target(plan: &KeyPlan) -> Result<types::target, Error> {
+    if let Ok(probe) = &plan.key_log {
+        let expected: &[_] = if has_label(probe) {
+            &[
+                ("label.ptr", 1),
+                ("label.len", 2),
+                ("clientRandom.ptr", 3),
+                ("clientRandom.len", 4),
+                ("secret.ptr", 6),
+                ("secret.len", 7),
+            ]
+        } else {
+            &[
+                ("clientRandom.ptr", 1),
+                ("clientRandom.len", 2),
+                ("secret.ptr", 4),
+                ("secret.len", 5),
+            ]
+        };
+        expect_arguments(probe, plan.abi, expected)?;
+    }
+    if let Ok(probe) = &plan.master_secret {
+        let expected = [
+            ("masterSecret.ptr", 2),
+            ("masterSecret.len", 3),
+            ("clientRandom.ptr", 5),
+            ("clientRandom.len", 6),
+        ];
+        expect_arguments(probe, plan.abi, &expected)?;
+    }
+    Ok(types::target {
+        stack_abi: u8::from(plan.abi == Abi::Stack),
+        key_log_at_stack_check: at_stack_check(&plan.key_log),
+        master_secret_at_stack_check: at_stack_check(&plan.master_secret),
+        ..Default::default()
+    })
+}
+
+fn plaintext_target(plan: &ProbePlan) -> Result<types::target, Error> {
+    let expected = [("c", 0), ("typ", 1), ("data.ptr", 2), ("data.len", 3)];
+    expect_arguments(&plan.write, plan.abi, &expected)?;
+    if let Ok(close) = &plan.close {
+        expect_arguments(close, plan.abi, &[("c", 0)])?;
+    }
     let mut target = types::target {
         stack_abi: u8::from(plan.abi == Abi::Stack),
-        write_at_stack_check: at_stack_check(&plan.write),
-        close_at_stack_check: plan.close.as_ref().map_or(0, at_stack_check),
+        write_at_stack_check: u8::from(plan.write.site.kind == SiteKind::StackCheckJump),
+        close_at_stack_check: at_stack_check(&plan.close),
         ..Default::default()
     };
     match &plan.read {
@@ -226,6 +322,13 @@ fn target(plan: &ProbePlan) -> Result<types::target, Error> {
     Ok(target)
 }
 
+fn at_stack_check(probe: &Result<EntryProbe, gobin::Error>) -> u8 {
+    probe
+        .as_ref()
+        .is_ok_and(|probe| probe.site.kind == SiteKind::StackCheckJump)
+        .into()
+}
+
 fn on_stack(what: &'static str, location: Location) -> Result<u32, Error> {
     match location {
         Location::Stack(offset) => Ok(offset),
@@ -247,19 +350,24 @@ fn in_register_or_on_stack(
     }
 }
 
-/// The programs take the arguments of a function from where the ABI has them at its entry.
-fn expect_arguments(probe: &EntryProbe, abi: Abi, names: &[&'static str]) -> Result<(), Error> {
-    for (index, &what) in names.iter().enumerate() {
+/// The programs take the n-th word of a function's arguments from where the ABI has it at the entry.
+fn expect_arguments(
+    probe: &EntryProbe,
+    abi: Abi,
+    expected: &[(&'static str, u8)],
+) -> Result<(), Error> {
+    for &(what, word) in expected {
         let expected = match abi {
-            Abi::Register => Location::ArgumentRegister(index as u8),
-            Abi::Stack => Location::Stack(8 * (index as u32 + 1)), // registers.h, STACK_ARGUMENT
+            Abi::Register => Location::ArgumentRegister(word),
+            Abi::Stack => Location::Stack(8 * (u32::from(word) + 1)), // registers.h, STACK_ARGUMENT
         };
         let found = probe
             .arguments
-            .get(index)
-            .map(|argument| (argument.name, argument.location));
-        if found != Some((what, expected)) {
-            let location = found.map_or(expected, |(_, location)| location);
+            .iter()
+            .find(|argument| argument.name == what);
+        let location = found.map(|argument| argument.location);
+        if location != Some(expected) {
+            let location = location.unwrap_or(expected);
             return Err(Error::UnsupportedLocation { what, location });
         }
     }
@@ -268,7 +376,7 @@ fn expect_arguments(probe: &EntryProbe, abi: Abi, names: &[&'static str]) -> Res
 
 fn load(
     target: &types::target,
-    plan: &ProbePlan,
+    wanted: Wanted<'_>,
     options: &Options,
     ring_bytes: u32,
 ) -> Result<GotlsSkel<'static>, Error> {
@@ -276,7 +384,7 @@ fn load(
     let attempt = |sleepable: bool| {
         libbpf_log::listen(|| {
             let mut open = open()?;
-            configure(&mut open, target, plan, options, ring_bytes)?;
+            configure(&mut open, target, wanted, options, ring_bytes)?;
             let rodata = rodata(&mut open)?;
             rodata.has_loop_helper = has_loop_helper.into();
             rodata.may_fault = sleepable.into();
@@ -305,15 +413,17 @@ fn open() -> libbpf_rs::Result<OpenGotlsSkel<'static>> {
 fn configure(
     open: &mut OpenGotlsSkel<'static>,
     target: &types::target,
-    plan: &ProbePlan,
+    wanted: Wanted<'_>,
     options: &Options,
     ring_bytes: u32,
 ) -> libbpf_rs::Result<()> {
     open.maps.ring.set_max_entries(ring_bytes)?;
-    let copies = matches!(plan.read, ReadProbe::Copy { .. });
-    open.progs.read_copy.set_autoload(copies);
-    open.progs.read_return.set_autoload(!copies);
-    open.progs.close_conn.set_autoload(plan.close.is_ok());
+    // Only what is attached later is loaded: the verifier's work is most of the start.
+    let wanted = sites(wanted);
+    for mut program in open.open_object_mut().progs_mut() {
+        let autoload = wanted.iter().any(|&(name, ..)| program.name() == name);
+        program.set_autoload(autoload);
+    }
 
     let rodata = rodata(open)?;
     rodata.target = *target;
@@ -321,7 +431,7 @@ fn configure(
     rodata.filter_by_uid = options.filters.uid.is_some().into();
     rodata.filter_uid = options.filters.uid.unwrap_or(0);
     rodata.capture_limit = options.bytes_per_call.unwrap_or(0);
-    rodata.wake_threshold = u64::from(ring_bytes) / 4;
+    rodata.wake_threshold = u64::from(ring_bytes) / 8;
     if let Some((device, inode)) = pid_namespace() {
         rodata.pid_namespace_device = device;
         rodata.pid_namespace_inode = inode;

@@ -9,5 +9,5 @@
 mod record;
 
 pub use record::{
-    CloseRecord, DataRecord, DecodeError, Direction, Header, Missing, Record, layout,
+    CloseRecord, DataRecord, DecodeError, Direction, Header, KeyRecord, Missing, Record, layout,
 };

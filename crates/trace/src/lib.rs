@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! records ──► Tracker ──► Event ──► Sink (TextSink, JsonSink) ──► impl Write
+//!         └─► KeyLog ──────────────────────────────────────────► impl Write
 //! ```
 //!
 //! Records are untrusted in what they carry: names and payloads come from the target and its peers.
@@ -16,6 +17,7 @@ mod escape;
 mod event;
 mod hexdump;
 mod json;
+mod keylog;
 mod text;
 mod time;
 mod tracker;
@@ -24,6 +26,7 @@ pub use escape::{escape_name, escape_payload};
 pub use event::{Data, Event, Loss, Lost, Place, Sink};
 pub use hexdump::write_hexdump;
 pub use json::JsonSink;
+pub use keylog::{KeyLog, KeyTotals};
 pub use text::{Palette, PayloadStyle, TextSink};
 pub use time::Timestamp;
 pub use tracker::{Totals, Tracker};

@@ -104,6 +104,7 @@ impl Tracker {
         match record {
             Record::Data(record) => self.data(record, time, sink),
             Record::Close(record) => self.close(record, time, sink),
+            Record::Key(_) => Ok(()), // Belongs to no connection that we know.
         }
     }
 
