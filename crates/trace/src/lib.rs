@@ -6,7 +6,8 @@
 //!
 //! ```text
 //! records ──► Tracker ──► Event ──► Sink (TextSink, JsonSink) ──► impl Write
-//!         └─► KeyLog ──────────────────────────────────────────► impl Write
+//!         ├─► KeyLog ──────────────────────────────────────────► impl Write
+//!         └─► PacketSink ──────────────────────────────────────► impl Write
 //! ```
 //!
 //! Records are untrusted in what they carry: names and payloads come from the target and its peers.
@@ -18,6 +19,7 @@ mod event;
 mod hexdump;
 mod json;
 mod keylog;
+mod packets;
 mod pcapng;
 mod text;
 mod time;
@@ -28,6 +30,7 @@ pub use event::{Data, Event, Loss, Lost, Place, Sink};
 pub use hexdump::write_hexdump;
 pub use json::JsonSink;
 pub use keylog::{KeyLines, KeyLog, KeyTotals};
+pub use packets::{PacketSink, PacketTotals};
 pub use pcapng::{Interface, InterfaceStatistics, Packet, PacketDirection, PcapngWriter, Section};
 pub use text::{Palette, PayloadStyle, TextSink};
 pub use time::Timestamp;
