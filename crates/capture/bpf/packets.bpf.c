@@ -153,11 +153,11 @@ struct {
 	__type(value, struct packet_process);
 } multipath_listeners SEC(".maps");
 
-/* Where a filter program, made by user space from an expression, goes on with a packet that matches:
- * the packet programs at the end of this file, in their order there. */
+/* Where a filter program, made by user space from an expression, goes on with a packet that
+ * matches: the packet programs at the end of this file, in their order there. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
-	__uint(max_entries, 5);
+	__uint(max_entries, 5); /* all but the last, which takes no filter */
 	__type(key, __u32);
 	__type(value, __u32);
 } continuations SEC(".maps");
@@ -723,6 +723,9 @@ static __always_inline bool copy_packet(struct __sk_buff *packet, __u8 *to, __u6
 static __always_inline bool send_in(struct __sk_buff *packet, const struct note *note,
 				    const __u32 room, const bool ethernet)
 {
+	/* Close to the reservation, so that records are in the order of their times as far as
+	 * packets on several CPUs have one. */
+	__u64 time_ns = bpf_ktime_get_ns();
 	struct packet_record *record;
 
 	record = bpf_ringbuf_reserve(&ring, sizeof(*record) + room, 0);
@@ -732,7 +735,7 @@ static __always_inline bool send_in(struct __sk_buff *packet, const struct note 
 		bpf_ringbuf_discard(record, BPF_RB_NO_WAKEUP);
 		return false;
 	}
-	record->time_ns = bpf_ktime_get_ns();
+	record->time_ns = time_ns;
 	record->sender = note->ends.sender;
 	record->receiver = note->ends.receiver;
 	record->kind = RECORD_PACKET;
@@ -833,9 +836,24 @@ int ecapture_ip_tx(struct __sk_buff *packet)
 	return capture(packet, PACKET_OUTBOUND, true, false, false);
 }
 
-/* `lo` receives what it sends: once is enough, and both ends are here. */
+/* `lo` receives what it sends: once is enough, and both ends are here. As it is received it has the
+ * form that tcpdump sees: what is sent can be larger than IP allows, and is cut up in between. */
 SEC("tc")
 int ecapture_lo(struct __sk_buff *packet)
 {
-	return capture(packet, PACKET_OUTBOUND, true, true, true);
+	return capture(packet, PACKET_INBOUND, true, true, true);
+}
+
+/* When a packet is received on `lo` it has no socket any more, and its sender may just have gone:
+ * so the ends of flows are noted when they are sent. */
+SEC("tc")
+int ecapture_lo_tx(struct __sk_buff *packet)
+{
+	struct packet_process process;
+	struct headers headers;
+
+	if (!sent_by_others(packet) && read_headers(packet, &headers, true) &&
+	    !headers.later_fragment)
+		find_owner(packet, &headers, SENDER, &process);
+	return TC_ACT_UNSPEC;
 }

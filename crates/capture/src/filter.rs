@@ -43,10 +43,6 @@ impl Filter {
         Ok(filter)
     }
 
-    pub(crate) fn link_type(&self) -> LinkType {
-        self.link_type
-    }
-
     /// Loads it as a program for one of the hooks, which goes on with a program of `programs` if
     /// a packet matches.
     pub(crate) fn load(

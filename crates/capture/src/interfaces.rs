@@ -69,7 +69,7 @@ pub struct Interface {
     pub ifindex: u32,
     /// What its packets begin with.
     pub link_type: LinkType,
-    /// Whether it is `lo`, of which each packet is captured once, as outbound.
+    /// Whether it is `lo`, of which each packet is captured once, as inbound.
     pub loopback: bool,
     /// The filter expression, if there is one.
     pub filter: Option<String>,

@@ -286,13 +286,18 @@ enum PacketProgram {
     ReceiveIp,
     TransmitIp,
     Loopback,
+    /// Records nothing, so it takes no filter.
+    LoopbackSender,
 }
 
 impl PacketProgram {
     /// Those that an interface needs, and where they go.
     fn of(interface: &Interface) -> &'static [(Hook, Self)] {
         match (interface.loopback, interface.link_type) {
-            (true, _) => &[(Hook::Egress, Self::Loopback)],
+            (true, _) => &[
+                (Hook::Ingress, Self::Loopback),
+                (Hook::Egress, Self::LoopbackSender),
+            ],
             (false, LinkType::Ethernet) => &[
                 (Hook::Ingress, Self::Receive),
                 (Hook::Egress, Self::Transmit),
@@ -312,6 +317,7 @@ impl PacketProgram {
             Self::ReceiveIp => &programs.ecapture_ip_rx,
             Self::TransmitIp => &programs.ecapture_ip_tx,
             Self::Loopback => &programs.ecapture_lo,
+            Self::LoopbackSender => &programs.ecapture_lo_tx,
         }
     }
 }
@@ -375,6 +381,9 @@ fn configure(
     programs
         .ecapture_lo
         .set_autoload(needed(PacketProgram::Loopback));
+    programs
+        .ecapture_lo_tx
+        .set_autoload(needed(PacketProgram::LoopbackSender));
 
     let missing = || io::Error::new(io::ErrorKind::NotFound, "the programs have no .rodata");
     let rodata = open.maps.rodata_data.as_deref_mut().ok_or_else(missing)?;
@@ -524,7 +533,8 @@ fn attach_hooks(
             continue;
         };
         for &(hook, program) in PacketProgram::of(interface) {
-            if filter_programs.iter().any(|&(known, _)| known == program) {
+            let known = filter_programs.iter().any(|&(known, _)| known == program);
+            if known || program == PacketProgram::LoopbackSender {
                 continue;
             }
             let index = program as u32;

@@ -122,9 +122,9 @@ impl PacketProcess {
 /// Which way a packet went, from the interface's point of view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PacketDirection {
-    /// It was received.
+    /// It was received. On `lo`, which receives what it sends, every packet is reported as received.
     Inbound,
-    /// It was sent. On `lo`, which receives what it sends, every packet is reported as sent.
+    /// It was sent.
     Outbound,
 }
 
