@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context;
 use capture::Counters;
@@ -12,7 +12,7 @@ use events::Record;
 use gobin::KeyPlan;
 use trace::{KeyLog, Timestamp, escape_name};
 
-use crate::consume::{Outcome, Output};
+use crate::consume::{Destination, Outcome, Output};
 use crate::failure::Failure;
 
 /// Where keys go unless `-k` says otherwise: eCapture's default.
@@ -22,32 +22,24 @@ pub(crate) const DEFAULT_FILE: &str = "ecapture_gotls_key.log";
 #[derive(Debug)]
 pub(crate) struct Keys {
     log: KeyLog<File>,
-    name: PathBuf,
+    destination: Destination,
 }
 
 impl Keys {
     /// Opens the file, or standard output for `-`.
     pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
-        let file = if path == Path::new("-") {
-            io::stdout().as_fd().try_clone_to_owned().map(File::from)
+        let (destination, file) = if path == Path::new("-") {
+            let stdout = io::stdout().as_fd().try_clone_to_owned();
+            (Destination::Stdout, stdout.map(File::from))
         } else {
-            open_for_secrets(path)
+            (Destination::KeyLog(path.into()), open_for_secrets(path))
         };
-        let file = file.with_context(|| format!("key log {}", path.display()));
+        let file = file.with_context(|| destination.to_string());
         let file = file.map_err(Failure::WrongInput)?;
         Ok(Self {
             log: KeyLog::new(file),
-            name: path.into(),
+            destination,
         })
-    }
-
-    /// What an error of writing is about.
-    pub(crate) fn name(&self) -> String {
-        if self.name == Path::new("-") {
-            "standard output".to_owned()
-        } else {
-            format!("key log {}", self.name.display())
-        }
     }
 }
 
@@ -75,6 +67,10 @@ fn open_for_secrets(path: &Path) -> io::Result<File> {
 }
 
 impl Output for Keys {
+    fn destination(&self) -> &Destination {
+        &self.destination
+    }
+
     fn record(&mut self, record: &Record<'_>, _: i64) -> io::Result<()> {
         match record {
             Record::Key(key) => self.log.key(key),

@@ -237,6 +237,24 @@ fn every_write_is_of_whole_lines() -> Result<()> {
     Ok(())
 }
 
+/// It is not where the keys go: `ecapture gotls -m keylog … | true`
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn a_standard_output_that_nobody_reads_is_no_reason_to_end() -> Result<()> {
+    let program = Program::newest()?;
+    let dir = tempfile::tempdir()?;
+    let keys = dir.path().join("keys");
+    let (reader, writer) = std::io::pipe()?;
+    drop(reader);
+    let capture = Child::spawn_to(&mut into(&program, &keys), writer.into())?;
+    let mut capture = Capture::attached(capture)?;
+    program.run("-sizes 100 -tls 1.3")?;
+    capture.child().signal(Signal::INT)?;
+    summary(&capture.end()?.success()?)?;
+    assert_eq!(KeyLog::read(&keys)?.set().len(), 4);
+    Ok(())
+}
+
 #[test]
 fn options_of_text_mode_are_refused() -> Result<()> {
     for option in ["--hex", "--format=text", "--format=json", "--tsize=100"] {
