@@ -271,6 +271,18 @@ impl KeyLog {
             .with_context(|| format!("no key log: {text}"))
     }
 
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        let line = |key: &Key| format!("{} {} {}\n", key.label, key.client_random, key.secret);
+        fs::write(path, self.0.iter().map(line).collect::<String>())?;
+        Ok(())
+    }
+
+    /// These keys and not those.
+    pub(crate) fn without(&self, those: &Self) -> Self {
+        let these = self.0.iter().filter(|key| !those.0.contains(key));
+        Self(these.cloned().collect())
+    }
+
     /// The keys, in no particular order and each once.
     pub(crate) fn set(&self) -> BTreeSet<Key> {
         self.0.iter().cloned().collect()
