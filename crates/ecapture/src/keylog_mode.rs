@@ -1,9 +1,9 @@
 //! `-m keylog`: the keys of TLS sessions, into a file that Wireshark can follow.
 
-use std::fs::{self, File};
-use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs::{self, File, Metadata};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::Context;
@@ -57,13 +57,31 @@ fn open_for_secrets(path: &Path) -> io::Result<File> {
     if fs::metadata(directory)?.mode() & WRITABLE_BY_OTHERS != 0 {
         options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
     }
-    options.open(path).map_err(|error| {
+    let mut file = options.open(path).map_err(|error| {
         if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {
             let reason = "is a symbolic link in a directory that others can write to";
             return io::Error::new(error.kind(), reason);
         }
         error
-    })
+    })?;
+    if ends_within_a_line(&file) {
+        file.write_all(b"\n")?;
+    }
+    Ok(file)
+}
+
+/// Whether the first key would end up behind half a line, which a full disk may have left.
+fn ends_within_a_line(file: &File) -> bool {
+    let last = || {
+        let metadata = file.metadata().ok().filter(Metadata::is_file)?;
+        let offset = metadata.len().checked_sub(1)?;
+        // This one is open for writing only.
+        let file = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
+        let mut last = [0];
+        file.read_exact_at(&mut last, offset).ok()?;
+        Some(last)
+    };
+    last().is_some_and(|last| last != *b"\n")
 }
 
 impl Output for Keys {

@@ -84,6 +84,22 @@ fn what_is_in_the_file_stays() -> Result<()> {
     Ok(())
 }
 
+/// A full disk, or a computer that was switched off, may leave half a line.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn half_a_line_at_its_end_spoils_no_key() -> Result<()> {
+    let program = Program::newest()?;
+    let dir = tempfile::tempdir()?;
+    let keys = dir.path().join("keys");
+    fs::write(&keys, "CLIENT_RANDOM 0123")?;
+    capture_one_session(&mut into(&program, &keys), &program)?;
+    let text = fs::read_to_string(&keys)?;
+    let added = text.strip_prefix("CLIENT_RANDOM 0123\n");
+    let added = added.expect("the half stays, as a line of its own");
+    assert_eq!(KeyLog::parse(added)?.set().len(), 4);
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn its_name_unless_told_otherwise_is_ecaptures() -> Result<()> {
