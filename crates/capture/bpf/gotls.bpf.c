@@ -29,8 +29,8 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 #define TLS_CONN_INNER_DATA 8
 /* One call may pass at most this many full records: 1 GiB. */
 #define PARTS_MAX 65536
-/* The same where the kernel has no bpf_loop (before 5.17), which makes the verifier walk through
- * every single one: 1 MiB. */
+/* The same where the kernel has no bpf_loop (before 5.17), so that the verifier walks through every
+ * single one: 1 MiB. */
 #define PARTS_MAX_WALKED 64
 #define PAGE_SIZE	 4096
 
@@ -63,8 +63,6 @@ const volatile __u64 pid_namespace_device = 0;
 const volatile __u64 pid_namespace_inode = 0;
 /* Wake user space when this many bytes wait in the ring. */
 const volatile __u64 wake_threshold = 0;
-/* The kernel has bpf_loop. */
-const volatile __u8 has_loop_helper = 0;
 /* These programs are loaded as sleepable ones: memory that is paged out can be fetched. */
 const volatile __u8 may_fault = 0;
 
@@ -401,14 +399,18 @@ static __always_inline void send_last_part(struct call *call)
 	finish_part(call, outcome, length, omitted);
 }
 
+/* How to repeat something. Programs are there twice, because a kernel that does not know bpf_loop
+ * refuses a program that holds a call of it, even where it is never reached. */
+enum repeat { BY_HELPER, BY_WALKING };
+
 /* Sends a call: parts of PAYLOAD_MAX bytes, then one of 1 to PAYLOAD_MAX bytes. */
-static __always_inline void send_call(struct call *call)
+static __always_inline void send_call(struct call *call, const enum repeat repeat)
 {
 	__u64 full_parts = (call->captured - 1) / PAYLOAD_MAX;
 
 	if (!full_parts) {
 		/* Nearly always. */
-	} else if (has_loop_helper) {
+	} else if (repeat == BY_HELPER) {
 		if (full_parts > PARTS_MAX)
 			full_parts = PARTS_MAX;
 		bpf_loop(full_parts, send_full_part, call, 0);
@@ -426,7 +428,7 @@ static __always_inline void send_call(struct call *call)
 }
 
 static __always_inline void capture(enum direction direction, __u64 conn, __u64 source,
-				    __u64 length)
+				    __u64 length, const enum repeat repeat)
 {
 	struct call call = {
 		.conn = conn,
@@ -450,7 +452,7 @@ static __always_inline void capture(enum direction direction, __u64 conn, __u64 
 	}
 	if (capture_limit && call.captured > capture_limit)
 		call.captured = capture_limit;
-	send_call(&call);
+	send_call(&call, repeat);
 }
 
 /* Forgets the connection at this address, if there is one, and says how far it got. */
@@ -496,9 +498,21 @@ static __always_inline void begin_connection(__u64 conn, __u64 source)
 		end_connection(conn);
 }
 
+#define BOTH_WAYS(name)                                                                            \
+	SEC("uprobe")                                                                              \
+	int name(struct registers *registers)                                                      \
+	{                                                                                          \
+		return name##_with(registers, BY_HELPER);                                          \
+	}                                                                                          \
+	SEC("uprobe")                                                                              \
+	int name##_walked(struct registers *registers)                                             \
+	{                                                                                          \
+		return name##_with(registers, BY_WALKING);                                         \
+	}
+
 /* func (c *Conn) writeRecordLocked(typ recordType, data []byte) (int, error) */
-SEC("uprobe")
-int write_record(struct registers *registers)
+static __always_inline int write_record_with(const struct registers *registers,
+					     const enum repeat repeat)
 {
 	__u64 conn, type, source, length;
 
@@ -515,7 +529,7 @@ int write_record(struct registers *registers)
 	if (type == RECORD_TYPE_HANDSHAKE)
 		begin_connection(conn, source);
 	else
-		capture(DIRECTION_WRITE, conn, source, length);
+		capture(DIRECTION_WRITE, conn, source, length, repeat);
 	return 0;
 
 unknown:
@@ -523,10 +537,12 @@ unknown:
 	return 0;
 }
 
+BOTH_WAYS(write_record)
+
 /* The call of runtime.memmove(to, from unsafe.Pointer, n uintptr) in (*Conn).Read, with which
  * plaintext goes to the caller. */
-SEC("uprobe")
-int read_copy(struct registers *registers)
+static __always_inline int read_copy_with(const struct registers *registers,
+					  const enum repeat repeat)
 {
 	__u64 conn, source, length;
 
@@ -540,7 +556,7 @@ int read_copy(struct registers *registers)
 	}
 	if (!read_word(&conn, registers->sp + target.read_receiver))
 		goto unknown;
-	capture(DIRECTION_READ, conn, source, length);
+	capture(DIRECTION_READ, conn, source, length, repeat);
 	return 0;
 
 unknown:
@@ -548,10 +564,12 @@ unknown:
 	return 0;
 }
 
+BOTH_WAYS(read_copy)
+
 /* A return of func (c *Conn) Read(b []byte) (int, error). The buffer's address comes from the
  * caller's frame, because the stack may have moved since the call. */
-SEC("uprobe")
-int read_return(struct registers *registers)
+static __always_inline int read_return_with(const struct registers *registers,
+					    const enum repeat repeat)
 {
 	__u64 conn, source, length, capacity;
 
@@ -567,13 +585,15 @@ int read_return(struct registers *registers)
 	    !read_word(&source, registers->sp + target.read_source) ||
 	    !read_word(&capacity, registers->sp + target.read_capacity) || length > capacity)
 		goto unknown;
-	capture(DIRECTION_READ, conn, source, length);
+	capture(DIRECTION_READ, conn, source, length, repeat);
 	return 0;
 
 unknown:
 	count(&shared.unknown_calls, 1);
 	return 0;
 }
+
+BOTH_WAYS(read_return)
 
 /* func (c *Conn) Close() error */
 SEC("uprobe")

@@ -11,10 +11,12 @@ mod error;
 mod executable;
 mod layout;
 mod libbpf_log;
+mod load;
 mod probes;
 mod process;
 mod reader;
 mod ring;
+mod target;
 
 pub use clock::{monotonic_ns, realtime_offset_ns};
 pub use error::Error;

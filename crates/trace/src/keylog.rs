@@ -21,10 +21,9 @@ pub struct KeyTotals {
     pub malformed: u64,
 }
 
-/// Writes each secret once, as a line of a key log. Lines are written whole.
+/// Turns secrets into lines of a key log, each once.
 #[derive(Debug)]
-pub struct KeyLog<W> {
-    out: W,
+pub struct KeyLines {
     lines: Vec<u8>,
     seen: LruCache<Key, ()>,
     totals: KeyTotals,
@@ -36,18 +35,23 @@ struct Key {
     client_random: [u8; 32],
 }
 
-impl<W: Write> KeyLog<W> {
+impl Default for KeyLines {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl KeyLines {
     /// How many keys are remembered, to leave out what was written before: a TLS 1.2 handshake gives
     /// the same key up to twice, one right after the other.
     pub const REMEMBERED: usize = 16384;
 
-    /// A key log that writes to `out`, which needs no buffer.
-    pub fn new(out: W) -> Self {
+    /// No lines.
+    pub fn new() -> Self {
         // One that is bounded from the start takes all its memory at once.
         let mut seen = LruCache::unbounded();
         seen.resize(NonZeroUsize::new(Self::REMEMBERED).unwrap_or(NonZeroUsize::MIN));
         Self {
-            out,
             lines: Vec::new(),
             seen,
             totals: KeyTotals::default(),
@@ -59,13 +63,23 @@ impl<W: Write> KeyLog<W> {
         self.totals
     }
 
-    /// Takes one key.
-    pub fn key(&mut self, key: &KeyRecord<'_>) -> io::Result<()> {
+    /// Whole lines that were not cleared yet.
+    pub fn lines(&self) -> &[u8] {
+        &self.lines
+    }
+
+    /// Forgets the lines, not what was in them.
+    pub fn clear(&mut self) {
+        self.lines.clear();
+    }
+
+    /// Adds a key's line, unless it is known.
+    pub fn key(&mut self, key: &KeyRecord<'_>) {
         // All labels are of this kind; anything else would break the line, or a reader.
         let is_label = |byte: &u8| matches!(byte, b'A'..=b'Z' | b'0'..=b'9' | b'_');
         if !key.label.iter().all(is_label) {
             self.totals.malformed += 1;
-            return Ok(());
+            return;
         }
         let seen = Key {
             label: key.label.into(),
@@ -73,7 +87,7 @@ impl<W: Write> KeyLog<W> {
         };
         if self.seen.put(seen, ()).is_some() {
             self.totals.duplicates += 1;
-            return Ok(());
+            return;
         }
         self.lines.extend_from_slice(key.label);
         self.lines.push(b' ');
@@ -82,7 +96,34 @@ impl<W: Write> KeyLog<W> {
         push_hex(&mut self.lines, key.secret);
         self.lines.push(b'\n');
         self.totals.keys += 1;
-        if self.lines.len() >= BUFFER {
+    }
+}
+
+/// Writes each secret once, as a line of a key log. Lines are written whole.
+#[derive(Debug)]
+pub struct KeyLog<W> {
+    out: W,
+    lines: KeyLines,
+}
+
+impl<W: Write> KeyLog<W> {
+    /// A key log that writes to `out`, which needs no buffer.
+    pub fn new(out: W) -> Self {
+        Self {
+            out,
+            lines: KeyLines::new(),
+        }
+    }
+
+    /// What passed so far.
+    pub fn totals(&self) -> KeyTotals {
+        self.lines.totals()
+    }
+
+    /// Takes one key.
+    pub fn key(&mut self, key: &KeyRecord<'_>) -> io::Result<()> {
+        self.lines.key(key);
+        if self.lines.lines().len() >= BUFFER {
             self.flush()
         } else {
             Ok(())
@@ -91,10 +132,10 @@ impl<W: Write> KeyLog<W> {
 
     /// Writes all lines.
     pub fn flush(&mut self) -> io::Result<()> {
-        if self.lines.is_empty() {
+        if self.lines.lines().is_empty() {
             return Ok(());
         }
-        let result = self.out.write_all(&self.lines);
+        let result = self.out.write_all(self.lines.lines());
         self.lines.clear();
         result?;
         self.out.flush()
@@ -176,12 +217,13 @@ mod tests {
 
     #[test]
     fn memory_of_what_was_written_is_bounded() {
-        let mut log = KeyLog::new(io::sink());
-        for number in 0..KeyLog::<io::Sink>::REMEMBERED as u64 + 10 {
+        let mut log = KeyLines::new();
+        for number in 0..KeyLines::REMEMBERED as u64 + 10 {
             let mut random = [0; 32];
             random[..8].copy_from_slice(&number.to_le_bytes());
-            log.key(&record(b"CLIENT_RANDOM", &random, &[1])).unwrap();
+            log.key(&record(b"CLIENT_RANDOM", &random, &[1]));
+            log.clear();
         }
-        assert_eq!(log.seen.len(), KeyLog::<io::Sink>::REMEMBERED);
+        assert_eq!(log.seen.len(), KeyLines::REMEMBERED);
     }
 }

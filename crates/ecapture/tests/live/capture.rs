@@ -1,6 +1,8 @@
 //! A running `ecapture`, and what it showed.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek};
 use std::path::Path;
 use std::process::Command;
 
@@ -26,6 +28,8 @@ pub(crate) fn ecapture() -> Command {
 #[derive(Debug)]
 pub(crate) struct Capture {
     child: Child,
+    /// Where its output goes if it is not collected from a pipe.
+    file: Option<File>,
     /// The line that says that the probes are in place.
     pub(crate) attached: String,
 }
@@ -45,6 +49,19 @@ impl Capture {
         Self::spawn(command.args(flags.split_whitespace()))
     }
 
+    /// Captures from every process that runs the file, as JSON lines into a file. That is for much
+    /// traffic: collecting it from a pipe costs more time than capturing it.
+    pub(crate) fn into_file(path: &Path, flags: &str) -> Result<Self> {
+        let file = tempfile::tempfile()?;
+        let mut command = ecapture();
+        command.args(["gotls", "--format", "json", "-e"]).arg(path);
+        command.args(flags.split_whitespace());
+        let child = Child::spawn_to(&mut command, file.try_clone()?.into())?;
+        let mut capture = Self::attached(child)?;
+        capture.file = Some(file);
+        Ok(capture)
+    }
+
     /// Starts the command and waits until all probes are in place.
     pub(crate) fn spawn(command: &mut Command) -> Result<Self> {
         Self::attached(Child::spawn(command)?)
@@ -53,7 +70,11 @@ impl Capture {
     /// Waits until all probes are in place.
     pub(crate) fn attached(child: Child) -> Result<Self> {
         let attached = child.wait_for_prefix(Stream::Stderr, LONG, "attached")?;
-        Ok(Self { child, attached })
+        Ok(Self {
+            child,
+            file: None,
+            attached,
+        })
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -88,8 +109,13 @@ impl Capture {
     }
 
     /// Waits for its own end, which must be a good one.
-    pub(crate) fn finish(self) -> Result<Captured> {
-        let finished = self.end()?;
+    pub(crate) fn finish(mut self) -> Result<Captured> {
+        let file = self.file.take();
+        let mut finished = self.end()?;
+        if let Some(mut file) = file {
+            file.rewind()?;
+            file.read_to_end(&mut finished.stdout)?;
+        }
         ensure!(
             finished.status.success(),
             "ecapture: {}\n{}",

@@ -38,10 +38,6 @@ impl Program {
         Self::new(GoRelease::NEWEST, Variant::Default)
     }
 
-    pub(crate) fn oldest() -> Result<Self> {
-        Self::new(GoRelease::OLDEST, Variant::Default)
-    }
-
     pub(crate) fn copy_of(binary: &Path) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("ecapture-live-")

@@ -1,6 +1,6 @@
 //! Live tests: the real `ecapture` on this kernel, with real Go programs.
 //!
-//! They need root and the test binaries, so they are ignored unless asked for; `cargo xtask test`
+//! Most need root and the test binaries, so they are ignored unless asked for; `cargo xtask test`
 //! does all the set-up and asks for them. Without root they fail, they don't skip.
 //!
 //! [`exchange`] is the Go program whose log says what really went through crypto/tls, [`capture`]

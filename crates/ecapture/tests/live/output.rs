@@ -203,7 +203,7 @@ fn ctrl_c_ends_it_even_if_nobody_reads_the_output() -> Result<()> {
     assert!(started.elapsed().as_secs() < 30, "{:?}", started.elapsed());
     assert_eq!(finished.status.code(), Some(1));
     let stderr = finished.stderr_text();
-    assert!(stderr.contains("standard output is blocked"), "{stderr}");
+    assert!(stderr.contains(" is blocked"), "{stderr}");
     drop(reader);
     Ok(())
 }

@@ -144,7 +144,7 @@ fn a_duration_ends_the_capture() -> Result<()> {
 fn signals_end_the_capture_with_all_that_was_captured() -> Result<()> {
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         let program = Program::newest()?;
-        let mut target = program.start("-hold -linger -conns 3")?;
+        let mut target = program.start("-hold -linger -conns 2")?;
         let capture = Capture::of(&program.path(), "")?;
         target.go()?;
         target.wait_until_done()?;
@@ -172,7 +172,7 @@ fn connections_at_the_same_address_are_told_apart() -> Result<()> {
     for release in [GoRelease::OLDEST, GoRelease::NEWEST] {
         for (scenario, conns) in [("eof", 10), ("abort", 4)] {
             let program = Program::new(release, Variant::Default)?;
-            let capture = Capture::of(&program.path(), "--mapsize 65536")?;
+            let capture = Capture::of(&program.path(), "--mapsize 131072")?;
             let flags = format!("-scenario {scenario} -conns {conns} -rounds 20 -sizes 1000");
             let log = Exchange::spawn(program.command(&flags).env("GOGC", "1"))?.finish()?;
             let connections = log.connections();
