@@ -506,6 +506,11 @@ mod tests {
             format!("{error:#}"),
             "notls: Go 1.15, race: no test binary: the matrix has no such variant of this release"
         );
+        let error = binary(GoRelease::Go1_19, Variant::Default, Program::Quic).unwrap_err();
+        assert_eq!(
+            format!("{error:#}"),
+            "quic: Go 1.19, default: no test binary: the program needs a newer release"
+        );
     }
 
     #[test]
