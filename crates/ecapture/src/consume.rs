@@ -1,6 +1,7 @@
 //! Carries records from the ring buffer to an output, until told to stop.
 
-use std::io;
+use std::path::PathBuf;
+use std::{fmt, io};
 
 use capture::{Counters, Reader, Stopped, monotonic_ns, realtime_offset_ns};
 use events::Record;
@@ -16,6 +17,9 @@ const NICE: i32 = -10;
 
 /// What becomes of records.
 pub(crate) trait Output {
+    /// Where it ends up.
+    fn destination(&self) -> &Destination;
+
     /// Takes one record. `realtime_offset_ns` leads from the records' clock to the wall clock.
     fn record(&mut self, record: &Record<'_>, realtime_offset_ns: i64) -> io::Result<()>;
 
@@ -24,6 +28,23 @@ pub(crate) trait Output {
 
     /// Hands everything taken so far on.
     fn flush(&mut self) -> io::Result<()>;
+}
+
+/// Where an output goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Destination {
+    /// The capture ends when nobody reads it any more.
+    Stdout,
+    KeyLog(PathBuf),
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stdout => f.write_str("standard output"),
+            Self::KeyLog(path) => write!(f, "key log {}", path.display()),
+        }
+    }
 }
 
 /// What a capture came to.

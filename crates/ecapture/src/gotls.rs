@@ -8,6 +8,7 @@ use capture::{Executable, Filters, Options, Process, Wanted};
 use gobin::Analysis;
 
 use crate::args::{Format, GotlsArgs, Mode};
+use crate::consume::{Outcome, Output};
 use crate::failure::Failure;
 use crate::keylog_mode::{self, Keys};
 use crate::output::StdoutSink;
@@ -55,13 +56,12 @@ pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
                 return Ok(());
             };
             print_summary(&outcome, &text_mode::summary(&outcome));
-            written(outcome.result, "standard output")
+            written(outcome)
         }
         Mode::Keylog => {
             let plan = analysis.key_plan().map_err(wrong_executable)?;
             let path = args.keylogfile.as_deref();
             let keys = Keys::open(path.unwrap_or(Path::new(keylog_mode::DEFAULT_FILE)))?;
-            let name = keys.name();
             for note in keylog_mode::notes(&plan) {
                 eprintln!("{note}");
             }
@@ -69,7 +69,7 @@ pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
                 return Ok(());
             };
             print_summary(&outcome, &keylog_mode::summary(&outcome));
-            written(outcome.result, &name)
+            written(outcome)
         }
     }
 }
@@ -117,11 +117,12 @@ fn describe(analysis: &Analysis) -> String {
 }
 
 /// A reader that went away is no failure: it has seen enough.
-fn written(result: io::Result<()>, where_to: &str) -> Result<(), Failure> {
-    match result {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Runtime(
-            anyhow::Error::new(error).context(format!("writing to {where_to}")),
-        )),
+fn written(outcome: Outcome<impl Output>) -> Result<(), Failure> {
+    match outcome.result {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            let context = format!("writing to {}", outcome.output.destination());
+            Err(Failure::Runtime(anyhow::Error::new(error).context(context)))
+        }
         _ => Ok(()),
     }
 }

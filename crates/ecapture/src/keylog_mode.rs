@@ -1,10 +1,10 @@
 //! `-m keylog`: the keys of TLS sessions, into a file that Wireshark can follow.
 
-use std::fs::{self, File};
-use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::fs::{self, File, Metadata};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
 
 use anyhow::Context;
 use capture::Counters;
@@ -12,7 +12,7 @@ use events::Record;
 use gobin::KeyPlan;
 use trace::{KeyLog, Timestamp, escape_name};
 
-use crate::consume::{Outcome, Output};
+use crate::consume::{Destination, Outcome, Output};
 use crate::failure::Failure;
 
 /// Where keys go unless `-k` says otherwise: eCapture's default.
@@ -22,32 +22,24 @@ pub(crate) const DEFAULT_FILE: &str = "ecapture_gotls_key.log";
 #[derive(Debug)]
 pub(crate) struct Keys {
     log: KeyLog<File>,
-    name: PathBuf,
+    destination: Destination,
 }
 
 impl Keys {
     /// Opens the file, or standard output for `-`.
     pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
-        let file = if path == Path::new("-") {
-            io::stdout().as_fd().try_clone_to_owned().map(File::from)
+        let (destination, file) = if path == Path::new("-") {
+            let stdout = io::stdout().as_fd().try_clone_to_owned();
+            (Destination::Stdout, stdout.map(File::from))
         } else {
-            open_for_secrets(path)
+            (Destination::KeyLog(path.into()), open_for_secrets(path))
         };
-        let file = file.with_context(|| format!("key log {}", path.display()));
+        let file = file.with_context(|| destination.to_string());
         let file = file.map_err(Failure::WrongInput)?;
         Ok(Self {
             log: KeyLog::new(file),
-            name: path.into(),
+            destination,
         })
-    }
-
-    /// What an error of writing is about.
-    pub(crate) fn name(&self) -> String {
-        if self.name == Path::new("-") {
-            "standard output".to_owned()
-        } else {
-            format!("key log {}", self.name.display())
-        }
     }
 }
 
@@ -65,16 +57,38 @@ fn open_for_secrets(path: &Path) -> io::Result<File> {
     if fs::metadata(directory)?.mode() & WRITABLE_BY_OTHERS != 0 {
         options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
     }
-    options.open(path).map_err(|error| {
+    let mut file = options.open(path).map_err(|error| {
         if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {
             let reason = "is a symbolic link in a directory that others can write to";
             return io::Error::new(error.kind(), reason);
         }
         error
-    })
+    })?;
+    if ends_within_a_line(&file) {
+        file.write_all(b"\n")?;
+    }
+    Ok(file)
+}
+
+/// Whether the first key would end up behind half a line, which a full disk may have left.
+fn ends_within_a_line(file: &File) -> bool {
+    let last = || {
+        let metadata = file.metadata().ok().filter(Metadata::is_file)?;
+        let offset = metadata.len().checked_sub(1)?;
+        // This one is open for writing only.
+        let file = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
+        let mut last = [0];
+        file.read_exact_at(&mut last, offset).ok()?;
+        Some(last)
+    };
+    last().is_some_and(|last| last != *b"\n")
 }
 
 impl Output for Keys {
+    fn destination(&self) -> &Destination {
+        &self.destination
+    }
+
     fn record(&mut self, record: &Record<'_>, _: i64) -> io::Result<()> {
         match record {
             Record::Key(key) => self.log.key(key),

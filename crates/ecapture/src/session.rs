@@ -1,5 +1,6 @@
 //! One capture, from attaching to the end, whatever it is that is captured.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::thread;
@@ -9,7 +10,7 @@ use anyhow::{Context, anyhow};
 use capture::{Executable, Options, Probes, Process, Wanted};
 use trace::escape_name;
 
-use crate::consume::{Outcome, Output, consume};
+use crate::consume::{Destination, Outcome, Output, consume};
 use crate::failure::Failure;
 use crate::supervise::{End, Signals, wait_for_consumer, wait_for_end};
 
@@ -45,6 +46,7 @@ impl Session<'_> {
         self.log.say("probes attached");
         eprintln!("{}", self.attached(probes.sites()));
 
+        let destination = output.destination().clone();
         // The other end of `alive` becomes readable when the thread ends, however it does.
         let (alive, consumer_alive) = UnixStream::pair()
             .context("socket pair")
@@ -59,7 +61,9 @@ impl Session<'_> {
             .map_err(Failure::Runtime)?;
 
         let target = self.process.map(AsFd::as_fd);
-        let end = wait_for_end(&mut signals, target, alive.as_fd(), self.duration)
+        let stdout = (destination == Destination::Stdout).then(io::stdout);
+        let stdout = stdout.as_ref().map(AsFd::as_fd);
+        let end = wait_for_end(&mut signals, target, stdout, alive.as_fd(), self.duration)
             .context("waiting")
             .map_err(Failure::Runtime)?;
         self.log.say(&format!("end: {end:?}"));
@@ -73,7 +77,7 @@ impl Session<'_> {
                 return Ok(None);
             }
             // The thread is blocked in a write: nothing can be had from it.
-            let error = anyhow!("the output is blocked: what was captured last was not written");
+            let error = anyhow!("{destination} is blocked: what was captured last was not written");
             return Err(Failure::Runtime(error));
         }
         let outcome = consumer.join();

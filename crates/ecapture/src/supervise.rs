@@ -1,7 +1,7 @@
 //! Waits for the reason to end: a signal, the time, the target's end, or the output's.
 
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -41,23 +41,30 @@ impl Signals {
     }
 }
 
-/// Waits until there is a reason to end the capture.
+/// Waits until there is a reason to end the capture: `target` becomes readable at its end, `stdout` is
+/// given if that is the output.
 pub(crate) fn wait_for_end(
     signals: &mut Signals,
     target: Option<BorrowedFd<'_>>,
+    stdout: Option<BorrowedFd<'_>>,
     consumer: BorrowedFd<'_>,
     duration: Option<Duration>,
 ) -> io::Result<End> {
     let deadline = duration.and_then(|duration| Instant::now().checked_add(duration));
-    let stdout = io::stdout();
     loop {
         let mut descriptors = vec![
             PollFd::new(&signals.0, PollFlags::IN),
             PollFd::from_borrowed_fd(consumer, PollFlags::IN),
-            // Asked for nothing, poll still reports an error: the pipe's reader is gone.
-            PollFd::from_borrowed_fd(stdout.as_fd(), PollFlags::empty()),
         ];
-        descriptors.extend(target.map(|target| PollFd::from_borrowed_fd(target, PollFlags::IN)));
+        // What is not there is never ready.
+        let mut add = |descriptor: Option<_>, flags| {
+            let descriptor = descriptor?;
+            descriptors.push(PollFd::from_borrowed_fd(descriptor, flags));
+            Some(descriptors.len() - 1)
+        };
+        // Asked for nothing, poll still reports an error: the pipe's reader is gone.
+        let stdout = add(stdout, PollFlags::empty());
+        let target = add(target, PollFlags::IN);
         if !wait(&mut descriptors, deadline)? {
             return Ok(End::TimeIsUp);
         }
@@ -69,10 +76,10 @@ pub(crate) fn wait_for_end(
             signals.clear();
             return Ok(End::Signal);
         }
-        if descriptors[2].revents().intersects(PollFlags::ERR) {
+        if stdout.is_some_and(|index| descriptors[index].revents().intersects(PollFlags::ERR)) {
             return Ok(End::OutputClosed);
         }
-        if descriptors.len() > 3 && ready(3) {
+        if target.is_some_and(ready) {
             return Ok(End::TargetEnded);
         }
     }

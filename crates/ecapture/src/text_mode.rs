@@ -6,7 +6,7 @@ use capture::Counters;
 use events::Record;
 use trace::{Sink, Timestamp, Tracker};
 
-use crate::consume::{Outcome, Output};
+use crate::consume::{Destination, Outcome, Output};
 use crate::output::StdoutSink;
 
 /// Turns records into events and writes them.
@@ -26,6 +26,10 @@ impl Plaintext {
 }
 
 impl Output for Plaintext {
+    fn destination(&self) -> &Destination {
+        &Destination::Stdout
+    }
+
     fn record(&mut self, record: &Record<'_>, realtime_offset_ns: i64) -> io::Result<()> {
         self.tracker
             .record(record, realtime_offset_ns, &mut self.sink)

@@ -42,6 +42,14 @@ impl GoRelease {
         Self::Go1_26,
         Self::Go1_27,
     ];
+    /// A release of each generation of crypto/tls and of the code that the compiler makes.
+    pub const GENERATIONS: [Self; 5] = [
+        Self::Go1_15,
+        Self::Go1_19,
+        Self::Go1_21,
+        Self::Go1_24,
+        Self::Go1_27,
+    ];
     /// The oldest release.
     pub const OLDEST: Self = Self::Go1_15;
     /// The newest release.
@@ -236,13 +244,15 @@ pub enum Program {
     Exchange,
     /// An HTTPS server and client with readable traffic.
     Https,
+    /// TLS handshakes through crypto/tls's interface for QUIC, in memory.
+    Quic,
     /// A network program without crypto/tls.
     Notls,
 }
 
 impl Program {
     /// Every program.
-    pub const ALL: [Self; 3] = [Self::Exchange, Self::Https, Self::Notls];
+    pub const ALL: [Self; 4] = [Self::Exchange, Self::Https, Self::Quic, Self::Notls];
 
     /// The program's file name: `exchange`.
     #[must_use]
@@ -250,6 +260,7 @@ impl Program {
         match self {
             Self::Exchange => "exchange",
             Self::Https => "https",
+            Self::Quic => "quic",
             Self::Notls => "notls",
         }
     }
@@ -262,13 +273,23 @@ impl Program {
             .join(self.name())
     }
 
-    /// Whether [`ensure_all`] builds this program: `Exchange` everywhere, the others for the
-    /// oldest and the newest release.
+    /// Whether the program compiles with a release: crypto/tls has been for QUIC since Go 1.21.
+    fn exists_for(self, release: GoRelease) -> bool {
+        self != Self::Quic || release >= GoRelease::Go1_21
+    }
+
+    /// Whether [`ensure_all`] builds this program: `Exchange` everywhere, the others where tests
+    /// want them.
     fn is_wanted(self, release: GoRelease, variant: Variant) -> bool {
         let corner = [GoRelease::OLDEST, GoRelease::NEWEST].contains(&release);
         match self {
             Self::Exchange => true,
-            Self::Https => corner && variant == Variant::Default,
+            Self::Https => variant == Variant::Default && GoRelease::GENERATIONS.contains(&release),
+            Self::Quic => {
+                variant == Variant::Default
+                    && GoRelease::GENERATIONS.contains(&release)
+                    && self.exists_for(release)
+            }
             Self::Notls => corner && matches!(variant, Variant::Default | Variant::Stripped),
         }
     }
@@ -312,6 +333,9 @@ impl Binary {
         } = self;
         if !variant.exists_for(release) {
             bail!("the matrix has no such variant of this release");
+        }
+        if !program.exists_for(release) {
+            bail!("the program needs a newer release");
         }
         let mut go = Toolchain::ensure(release)?.go();
         go.arg("build").args(variant.flags());
@@ -481,6 +505,11 @@ mod tests {
         assert_eq!(
             format!("{error:#}"),
             "notls: Go 1.15, race: no test binary: the matrix has no such variant of this release"
+        );
+        let error = binary(GoRelease::Go1_19, Variant::Default, Program::Quic).unwrap_err();
+        assert_eq!(
+            format!("{error:#}"),
+            "quic: Go 1.19, default: no test binary: the program needs a newer release"
         );
     }
 

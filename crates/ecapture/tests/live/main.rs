@@ -8,12 +8,17 @@
 #![forbid(unsafe_code)]
 
 mod capture;
+mod decryption;
 mod exact;
 mod exchange;
 mod harmless;
+mod https;
 mod incomplete;
+mod keylog;
+mod keylog_file;
 mod output;
 mod payload;
 mod process;
 mod third_party;
+mod wireshark;
 mod wrong_input;

@@ -13,11 +13,11 @@ use xtask::process::Child;
 use crate::capture::ecapture;
 use crate::exchange::NOBODY;
 
-const WRONG_INPUT: i32 = 2;
+pub(crate) const WRONG_INPUT: i32 = 2;
 const FAILED: i32 = 1;
 
 /// Runs the command to its end. It must be refused, so it can't take long.
-fn refused(command: &mut Command, code: i32, says: &str) -> Result<()> {
+pub(crate) fn refused(command: &mut Command, code: i32, says: &str) -> Result<()> {
     let output = command.stdin(Stdio::null()).output()?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     let context = format!("{command:?}:\n{stderr}");

@@ -44,6 +44,7 @@ var (
 	chunk      = flag.Int("chunk", 4096, "size of the buffer given to Read")
 	stackBuf   = flag.Bool("stackbuf", false, "read into a buffer on the stack of a fresh goroutine, which Read makes grow and move")
 	logPath    = flag.String("log", "", "file for the stream log (default standard output)")
+	keyLog     = flag.String("keylog", "", "file to which crypto/tls's own key log is appended")
 	hold       = flag.Bool("hold", false, "after the ready line, wait for a line or EOF on stdin")
 	linger     = flag.Bool("linger", false, "after the done line, wait for a line or EOF on stdin before exiting")
 
@@ -233,28 +234,37 @@ func serverConfig() *tls.Config {
 	if err != nil {
 		fatal(err)
 	}
-	config := versionConfig()
+	config := commonConfig()
 	config.Certificates = []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}
 	return config
 }
 
 func clientConfig() *tls.Config {
-	config := versionConfig()
+	config := commonConfig()
 	config.InsecureSkipVerify = true
 	return config
 }
 
-func versionConfig() *tls.Config {
+// commonConfig is what both sides have in common.
+func commonConfig() *tls.Config {
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
 	switch *tlsVersion {
 	case "1.2":
-		return &tls.Config{MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS12}
+		config.MaxVersion = tls.VersionTLS12
 	case "1.3":
-		return &tls.Config{MinVersion: tls.VersionTLS13, MaxVersion: tls.VersionTLS13}
+		config.MinVersion = tls.VersionTLS13
 	case "any":
-		return &tls.Config{MinVersion: tls.VersionTLS12}
+	default:
+		usage("unknown -tls " + *tlsVersion)
 	}
-	usage("unknown -tls " + *tlsVersion)
-	return nil
+	if *keyLog != "" {
+		file, err := os.OpenFile(*keyLog, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0600)
+		if err != nil {
+			fatal(err)
+		}
+		config.KeyLogWriter = file
+	}
+	return config
 }
 
 func parseSizes() {

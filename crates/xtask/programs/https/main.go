@@ -3,7 +3,8 @@
 // every answer, and the exit code says whether they were right.
 //
 // Both log one JSON object a line to standard output: "ready", "request" with
-// checksums of the bodies, "done". Standard library only, Go 1.15 and later.
+// checksums of the bodies, "done"; with -keylog, crypto/tls logs its keys too.
+// Standard library only, Go 1.15 and later.
 package main
 
 import (
@@ -32,9 +33,12 @@ var (
 	role     = flag.String("role", "both", "both (one process), server or client")
 	addr     = flag.String("addr", "127.0.0.1:0", "address to listen on or connect to; the ready line tells the real one")
 	proto    = flag.String("proto", "h1", "h1 or h2")
+	version  = flag.String("tls", "any", "protocol version: 1.2, 1.3 or any")
 	requests = flag.Int("requests", 5, "client: number of requests; 0 means until standard input ends")
 	interval = flag.Duration("interval", 0, "client: pause between requests, as in 1s")
+	resume   = flag.Bool("resume", false, "client: a connection for each request, all but the first resuming the session")
 	hold     = flag.Bool("hold", false, "client: after the ready line, wait for a line on stdin")
+	keyLog   = flag.String("keylog", "", "file to which crypto/tls's own key log is appended")
 )
 
 // stdinLine is sent once for every line of standard input, and closed at its end.
@@ -56,6 +60,9 @@ func main() {
 	flag.Parse()
 	if *proto != "h1" && *proto != "h2" {
 		usage("unknown -proto " + *proto)
+	}
+	if *resume && *proto != "h1" {
+		usage("-resume goes with -proto h1")
 	}
 	isServer := *role == "both" || *role == "server"
 	isClient := *role == "both" || *role == "client"
@@ -110,9 +117,11 @@ func serve() string {
 		reply := encode(answer{"Hello, " + q.Name + "!", q.Number, r.Proto})
 		w.Header().Set("Content-Type", "application/json")
 		w.Write(reply)
-		logRequest("server", r.Method, r.URL.Path, r.Proto, http.StatusOK, body, reply)
+		logRequest("server", r.Method, r.URL.Path, r.Proto, http.StatusOK, r.TLS, body, reply)
 	})
-	server := &http.Server{Handler: mux, TLSConfig: &tls.Config{Certificates: []tls.Certificate{certificate()}}}
+	config := tlsConfig()
+	config.Certificates = []tls.Certificate{certificate()}
+	server := &http.Server{Handler: mux, TLSConfig: config}
 	if *proto == "h1" {
 		server.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){}
 	}
@@ -127,9 +136,16 @@ func serve() string {
 }
 
 func ask(target string) {
+	config := tlsConfig()
+	config.InsecureSkipVerify = true
+	config.ServerName = "greeter.test"
+	if *resume {
+		config.ClientSessionCache = tls.NewLRUClientSessionCache(0)
+	}
 	transport := &http.Transport{
-		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true, ServerName: "greeter.test"},
+		TLSClientConfig:   config,
 		ForceAttemptHTTP2: *proto == "h2",
+		DisableKeepAlives: *resume,
 	}
 	if *proto == "h1" {
 		transport.TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{}
@@ -155,7 +171,7 @@ func ask(target string) {
 		if response.StatusCode != http.StatusOK || !bytes.Equal(reply, want) {
 			fatal(fmt.Errorf("request %d: expected %s, got %s: %s", n, want, response.Status, reply))
 		}
-		logRequest("client", "POST", "/greet", response.Proto, response.StatusCode, body, reply)
+		logRequest("client", "POST", "/greet", response.Proto, response.StatusCode, response.TLS, body, reply)
 	}
 	transport.CloseIdleConnections()
 }
@@ -173,6 +189,28 @@ func stdinEnds(wait time.Duration) bool {
 			return false
 		}
 	}
+}
+
+// tlsConfig is what both sides have in common.
+func tlsConfig() *tls.Config {
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	switch *version {
+	case "1.2":
+		config.MaxVersion = tls.VersionTLS12
+	case "1.3":
+		config.MinVersion = tls.VersionTLS13
+	case "any":
+	default:
+		usage("unknown -tls " + *version)
+	}
+	if *keyLog != "" {
+		file, err := os.OpenFile(*keyLog, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0600)
+		if err != nil {
+			fatal(err)
+		}
+		config.KeyLogWriter = file
+	}
+	return config
 }
 
 func certificate() tls.Certificate {
@@ -194,13 +232,24 @@ func certificate() tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-func logRequest(role, method, path, protocol string, status int, request, response []byte) {
+func logRequest(role, method, path, protocol string, status int, state *tls.ConnectionState, request, response []byte) {
 	log(map[string]interface{}{
 		"event": "request", "pid": os.Getpid(), "role": role, "protocol": protocol,
+		"tls": versionName(state), "resumed": state.DidResume,
 		"method": method, "path": path, "status": status,
 		"request_length": len(request), "request_sha256": checksum(request),
 		"response_length": len(response), "response_sha256": checksum(response),
 	})
+}
+
+func versionName(state *tls.ConnectionState) string {
+	switch state.Version {
+	case tls.VersionTLS12:
+		return "1.2"
+	case tls.VersionTLS13:
+		return "1.3"
+	}
+	return "unknown"
 }
 
 func checksum(data []byte) string {

@@ -1,0 +1,78 @@
+//! The test program `https`: it logs the requests that it sent or served.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use xtask::matrix::{self, GoRelease, Variant};
+use xtask::process::{Child, Stream};
+
+use crate::exchange::{LONG, Program};
+
+/// A copy of the program, which nobody else runs or probes.
+pub(crate) fn program(release: GoRelease) -> Result<Program> {
+    let binary = matrix::binary(release, Variant::Default, matrix::Program::Https)?;
+    Program::copy_of(&binary)
+}
+
+/// A running `https`.
+#[derive(Debug)]
+pub(crate) struct Https {
+    child: Child,
+    addr: SocketAddr,
+}
+
+/// A request and its response. Bodies are told by their checksums.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub(crate) struct Request {
+    pub(crate) protocol: String,
+    pub(crate) method: String,
+    pub(crate) path: String,
+    pub(crate) status: u16,
+    pub(crate) request_sha256: String,
+    pub(crate) response_sha256: String,
+}
+
+/// What the program says of a request.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Logged {
+    #[serde(flatten)]
+    pub(crate) request: Request,
+    /// The protocol version: `1.2`.
+    pub(crate) tls: String,
+    /// Whether the connection resumed an earlier one's session.
+    pub(crate) resumed: bool,
+}
+
+impl Https {
+    /// Starts the program with its flags and waits until it is ready.
+    pub(crate) fn start(program: &Program, flags: &str) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Ready {
+            addr: SocketAddr,
+        }
+
+        let child = Child::spawn(&mut program.command(flags))?;
+        let line = child.wait_for_prefix(Stream::Stdout, LONG, r#"{"addr":"#)?;
+        let Ready { addr } = serde_json::from_str(&line).context(line)?;
+        Ok(Self { child, addr })
+    }
+
+    /// Where its server listens.
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Waits for its end, which for a server is at once: its requests, in order.
+    pub(crate) fn finish(self) -> Result<Vec<Logged>> {
+        let finished = self.child.finish(LONG)?.success()?;
+        let mut requests = Vec::new();
+        for line in finished.stdout_text().lines() {
+            let value: serde_json::Value = serde_json::from_str(line).context(line.to_owned())?;
+            if value["event"] == "request" {
+                requests.push(serde_json::from_value(value)?);
+            }
+        }
+        Ok(requests)
+    }
+}

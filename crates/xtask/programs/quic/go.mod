@@ -1,0 +1,3 @@
+module quic
+
+go 1.21
