@@ -211,6 +211,13 @@ impl Error {
     }
 }
 
+/// Name and release of the operating system's kernel, such as `Linux 6.1.0`.
+pub fn operating_system() -> String {
+    let found = rustix::system::uname();
+    let text = |part: &std::ffi::CStr| part.to_string_lossy().into_owned();
+    format!("{} {}", text(found.sysname()), text(found.release()))
+}
+
 /// `uname -r`
 pub(crate) fn kernel_release() -> String {
     rustix::system::uname()

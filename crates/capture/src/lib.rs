@@ -33,7 +33,7 @@ mod tc_filters;
 mod translate;
 
 pub use clock::{monotonic_ns, realtime_offset_ns};
-pub use error::Error;
+pub use error::{Error, operating_system};
 pub use executable::{Executable, Identity, MappedFile};
 pub use interfaces::{Interface, InterfaceSelection, LinkType};
 pub use libbpf_log::set_debug;

@@ -42,6 +42,21 @@ pub struct Counters {
     pub unknown_calls: u64,
 }
 
+impl std::ops::Add for Counters {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            lost_records: self.lost_records + other.lost_records,
+            lost_bytes: self.lost_bytes + other.lost_bytes,
+            unreadable_records: self.unreadable_records + other.unreadable_records,
+            unreadable_bytes: self.unreadable_bytes + other.unreadable_bytes,
+            too_long_bytes: self.too_long_bytes + other.too_long_bytes,
+            unknown_calls: self.unknown_calls + other.unknown_calls,
+        }
+    }
+}
+
 /// Whether to go on reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stopped {

@@ -20,7 +20,8 @@ Examples:
   ecapture gotls -e /usr/bin/caddy               every process that runs this executable
   ecapture gotls -e ./server --format json       JSON lines, for scripts
   ecapture gotls -e ./server --duration 10 >log  ten seconds, into a file
-  ecapture gotls -m keylog -k keys -e ./server   TLS keys, for Wireshark
+  ecapture gotls -m pcap -w x.pcapng -e ./server packets, for Wireshark, decrypted
+  ecapture gotls -m keylog -k keys -e ./server   TLS keys
   ecapture inspect ./server                      can it be captured, and how (needs no root)";
 
 #[derive(Debug, Subcommand)]
@@ -39,6 +40,8 @@ Examples:
   ecapture gotls -e /usr/bin/caddy --hex
   ecapture gotls -e /usr/bin/caddy -u 33 --tsize 200
   ecapture gotls -m keylog -k keys.log -e /usr/bin/caddy
+  ecapture gotls -m pcap -i eth0 -w caddy.pcapng -e /usr/bin/caddy tcp port 443
+  ecapture gotls -m pcap -w - -p 4242 | wireshark -k -i -
   ecapture gotls -e ./server --format json | jq -r 'select(.type==\"data\").data_base64' | base64 -d";
 
 const INSPECT_EXAMPLES: &str = "\
@@ -65,9 +68,30 @@ pub(crate) struct GotlsArgs {
     #[arg(short, long, value_name = "N")]
     pub(crate) uid: Option<u32>,
 
-    /// File for keys in keylog mode, `-` for stdout; appended to [default: ecapture_gotls_key.log]
+    /// File for keys in keylog and pcap mode, `-` for stdout; appended to [default in keylog mode:
+    /// ecapture_gotls_key.log]
     #[arg(short, long, value_name = "FILE")]
     pub(crate) keylogfile: Option<PathBuf>,
+
+    /// File for packets in pcap mode, `-` for stdout [default: ecapture_gotls.pcapng]
+    #[arg(short = 'w', long, value_name = "FILE")]
+    pub(crate) pcapfile: Option<PathBuf>,
+
+    /// Interface for pcap mode, may be repeated; `any` for all that are up [default: any]
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) ifname: Vec<String>,
+
+    /// Cut packets to this many bytes in pcap mode [default: whole packets]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) snaplen: Option<u32>,
+
+    /// In pcap mode, also the packets of other programs
+    #[arg(long)]
+    pub(crate) all_packets: bool,
+
+    /// Which packets in pcap mode: an expression as for tcpdump, such as `tcp port 443`
+    #[arg(value_name = "FILTER")]
+    pub(crate) filter: Vec<String>,
 
     /// Show payloads as a hex dump
     #[arg(long)]
@@ -116,6 +140,9 @@ pub(crate) enum Mode {
     /// The keys of TLS sessions, as a key log for Wireshark and others
     #[value(alias = "key")]
     Keylog,
+    /// The packets, as a pcapng file that Wireshark opens decrypted
+    #[value(alias = "pcapng")]
+    Pcap,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -170,6 +197,8 @@ mod tests {
             "ecapture gotls --model text -p 1",
             "ecapture gotls -m keylog -k ecapture_gotls_key.log --elfpath=/bin/x --pid=3423",
             "ecapture gotls -m key --keylogfile=x -e /bin/x",
+            "ecapture gotls -m pcap --pcapfile=save.pcapng -i eth0 --elfpath=/bin/x tcp port 443",
+            "ecapture gotls -m pcapng -w save.pcapng -i lo -i eth0 -p 3 host 1.2.3.4 and not udp",
         ] {
             Args::try_parse_from(line.split(' ')).unwrap();
         }

@@ -26,6 +26,13 @@ pub(crate) trait Output {
     /// Is told at the end what was lost.
     fn finish(&mut self, now: Timestamp, counters: &Counters) -> io::Result<()>;
 
+    /// Is told after each look at the readers. `busy` says whether there was anything, and all records
+    /// up to `now_ns` (CLOCK_MONOTONIC) have been taken from all readers but the first.
+    fn turn(&mut self, busy: bool, now_ns: u64) -> io::Result<()> {
+        let _ = now_ns;
+        if busy { self.flush() } else { Ok(()) }
+    }
+
     /// Hands everything taken so far on.
     fn flush(&mut self) -> io::Result<()>;
 }
@@ -36,6 +43,7 @@ pub(crate) enum Destination {
     /// The capture ends when nobody reads it any more.
     Stdout,
     KeyLog(PathBuf),
+    Packets(PathBuf),
 }
 
 impl fmt::Display for Destination {
@@ -43,6 +51,7 @@ impl fmt::Display for Destination {
         match self {
             Self::Stdout => f.write_str("standard output"),
             Self::KeyLog(path) => write!(f, "key log {}", path.display()),
+            Self::Packets(path) => write!(f, "capture file {}", path.display()),
         }
     }
 }
@@ -58,37 +67,50 @@ pub(crate) struct Outcome<O> {
     pub(crate) result: io::Result<()>,
 }
 
-/// Reads until the reader's stop switch is pressed and the ring buffer is empty, or the output fails.
-pub(crate) fn consume<O: Output>(mut reader: Reader, mut output: O) -> Outcome<O> {
+/// Reads until the first reader's stop switch is pressed and all ring buffers are empty, or the output
+/// fails. The first reader says when to look; the others are looked at before it each time.
+pub(crate) fn consume<O: Output>(mut readers: Vec<Reader>, mut output: O) -> Outcome<O> {
     // Needs CAP_SYS_NICE. Without it a busy machine loses more, which the summary tells.
     let _ = rustix::process::nice(NICE);
     let mut undecodable = 0;
-    let result = run(&mut reader, &mut output, &mut undecodable);
+    let result = run(&mut readers, &mut output, &mut undecodable);
     Outcome {
         output,
-        counters: reader.counters(),
+        counters: counters(&readers),
         undecodable,
         result,
     }
 }
 
-fn run(reader: &mut Reader, output: &mut impl Output, undecodable: &mut u64) -> io::Result<()> {
+fn run(readers: &mut [Reader], output: &mut impl Output, undecodable: &mut u64) -> io::Result<()> {
     let mut busy = false;
     loop {
-        let stopped = reader.wait(busy)?;
+        let Some(first) = readers.first_mut() else {
+            return Ok(());
+        };
+        let stopped = first.wait(busy)?;
+        let now_ns = monotonic_ns();
         busy = false;
-        while drain(reader, output, undecodable)? > 0 {
-            busy = true;
+        for reader in readers.iter_mut().rev() {
+            while drain(reader, output, undecodable)? > 0 {
+                busy = true;
+            }
         }
         if stopped == Stopped::Yes {
             let now = Timestamp::from_monotonic(monotonic_ns(), realtime_offset_ns());
-            output.finish(now, &reader.counters())?;
+            output.finish(now, &counters(readers))?;
             return output.flush();
         }
-        if busy {
-            output.flush()?;
-        }
+        output.turn(busy, now_ns)?;
     }
+}
+
+/// What all readers together did not get.
+fn counters(readers: &[Reader]) -> Counters {
+    readers
+        .iter()
+        .map(Reader::counters)
+        .fold(Counters::default(), |sum, counters| sum + counters)
 }
 
 /// Takes one batch and returns how many records it had.

@@ -1,12 +1,9 @@
 //! `-m keylog`: the keys of TLS sessions, into a file that Wireshark can follow.
 
-use std::fs::{self, File, Metadata};
-use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::fs::File;
+use std::io;
 use std::path::Path;
 
-use anyhow::Context;
 use capture::Counters;
 use events::Record;
 use gobin::KeyPlan;
@@ -14,6 +11,7 @@ use trace::{KeyLog, Timestamp, escape_name};
 
 use crate::consume::{Destination, Outcome, Output};
 use crate::failure::Failure;
+use crate::secret_file::{append_secrets, open};
 
 /// Where keys go unless `-k` says otherwise: eCapture's default.
 pub(crate) const DEFAULT_FILE: &str = "ecapture_gotls_key.log";
@@ -28,60 +26,12 @@ pub(crate) struct Keys {
 impl Keys {
     /// Opens the file, or standard output for `-`.
     pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
-        let (destination, file) = if path == Path::new("-") {
-            let stdout = io::stdout().as_fd().try_clone_to_owned();
-            (Destination::Stdout, stdout.map(File::from))
-        } else {
-            (Destination::KeyLog(path.into()), open_for_secrets(path))
-        };
-        let file = file.with_context(|| destination.to_string());
-        let file = file.map_err(Failure::WrongInput)?;
+        let (destination, file) = open(path, Destination::KeyLog, append_secrets)?;
         Ok(Self {
             log: KeyLog::new(file),
             destination,
         })
     }
-}
-
-/// Opens a file for appending. A new one is readable by its owner only.
-fn open_for_secrets(path: &Path) -> io::Result<File> {
-    /// Anybody may create files here, links to other people's files among them.
-    const WRITABLE_BY_OTHERS: u32 = 0o002;
-
-    let directory = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    let mut options = File::options();
-    options.append(true).create(true).mode(0o600);
-    if fs::metadata(directory)?.mode() & WRITABLE_BY_OTHERS != 0 {
-        options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
-    }
-    let mut file = options.open(path).map_err(|error| {
-        if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {
-            let reason = "is a symbolic link in a directory that others can write to";
-            return io::Error::new(error.kind(), reason);
-        }
-        error
-    })?;
-    if ends_within_a_line(&file) {
-        file.write_all(b"\n")?;
-    }
-    Ok(file)
-}
-
-/// Whether the first key would end up behind half a line, which a full disk may have left.
-fn ends_within_a_line(file: &File) -> bool {
-    let last = || {
-        let metadata = file.metadata().ok().filter(Metadata::is_file)?;
-        let offset = metadata.len().checked_sub(1)?;
-        // This one is open for writing only.
-        let file = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
-        let mut last = [0];
-        file.read_exact_at(&mut last, offset).ok()?;
-        Some(last)
-    };
-    last().is_some_and(|last| last != *b"\n")
 }
 
 impl Output for Keys {

@@ -1,7 +1,7 @@
 //! `ecapture`: shows what Go programs say over TLS, on a live Linux machine.
 //!
 //! This binary is the command line and the wiring: `args` is what was typed, `gotls` and `inspect` are
-//! the commands, `text_mode` and `keylog_mode` what `gotls` can show. `session` runs one capture:
+//! the commands, `text_mode`, `keylog_mode` and `pcap_mode` what `gotls` can show. `session` runs one capture:
 //! `consume` carries records to an output, `supervise` waits for the end. Paths, colours, exit codes
 //! and signals live here and nowhere else.
 #![forbid(unsafe_code)]
@@ -13,6 +13,8 @@ mod gotls;
 mod inspect;
 mod keylog_mode;
 mod output;
+mod pcap_mode;
+mod secret_file;
 mod session;
 mod supervise;
 mod text_mode;

@@ -7,8 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use capture::{Executable, Options, Probes, Process, Wanted};
-use trace::escape_name;
+use capture::{Probes, Process, Reader};
 
 use crate::consume::{Destination, Outcome, Output, consume};
 use crate::failure::Failure;
@@ -17,36 +16,67 @@ use crate::supervise::{End, Signals, wait_for_consumer, wait_for_end};
 /// How long the output may block at the end before we leave without having written everything.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What to capture, and until when.
+/// What is attached to the kernel, as far as a session has to know.
+pub(crate) trait Attached {
+    /// The reading ends. The first one says when to look at all.
+    fn readers(&self) -> Result<Vec<Reader>, capture::Error>;
+
+    /// How many probes, for people.
+    fn extent(&self) -> String;
+
+    /// Takes everything away; what is in the ring buffers stays.
+    fn detach(&mut self);
+}
+
+impl Attached for Probes {
+    fn readers(&self) -> Result<Vec<Reader>, capture::Error> {
+        Ok(vec![self.reader()?])
+    }
+
+    fn extent(&self) -> String {
+        let plural = if self.sites() == 1 { "" } else { "s" };
+        format!("{} probe{plural}", self.sites())
+    }
+
+    fn detach(&mut self) {
+        self.detach();
+    }
+}
+
+/// Until when to capture, and what to say about it.
 #[derive(Debug)]
 pub(crate) struct Session<'a> {
-    pub(crate) executable: &'a Executable,
-    pub(crate) wanted: Wanted<'a>,
-    pub(crate) options: Options,
     /// Its end is the capture's end.
     pub(crate) process: Option<&'a Process>,
+    /// How long to go on once it has ended: its last packets are still to come.
+    pub(crate) after_target: Duration,
     pub(crate) duration: Option<Duration>,
     /// For the line that says that everything is in place.
     pub(crate) description: String,
+    pub(crate) signals: Signals,
     pub(crate) log: DebugLog,
 }
 
 impl Session<'_> {
     /// Captures. `None` if nobody reads the output any more, and nobody needs a summary either.
-    pub(crate) fn run<O>(self, output: O) -> Result<Option<Outcome<O>>, Failure>
+    pub(crate) fn run<O>(
+        mut self,
+        mut attached: impl Attached,
+        output: O,
+    ) -> Result<Option<Outcome<O>>, Failure>
     where
         O: Output + Send + 'static,
     {
-        let mut signals = Signals::catch()
-            .context("catching signals")
-            .map_err(Failure::Runtime)?;
-        let mut probes = Probes::attach(self.executable, self.wanted, &self.options)?;
-        let reader = probes.reader()?;
-        let stop = reader.stop_switch();
-        self.log.say("probes attached");
-        eprintln!("{}", self.attached(probes.sites()));
-
         let destination = output.destination().clone();
+        let readers = attached.readers()?;
+        let stop = readers.first().map(Reader::stop_switch);
+        self.log.say("attached");
+        eprintln!(
+            "attached to {}: {}; Ctrl-C ends",
+            self.description,
+            attached.extent()
+        );
+
         // The other end of `alive` becomes readable when the thread ends, however it does.
         let (alive, consumer_alive) = UnixStream::pair()
             .context("socket pair")
@@ -55,7 +85,7 @@ impl Session<'_> {
             .name("consumer".into())
             .spawn(move || {
                 let _alive = consumer_alive;
-                consume(reader, output)
+                consume(readers, output)
             })
             .context("starting a thread")
             .map_err(Failure::Runtime)?;
@@ -63,13 +93,22 @@ impl Session<'_> {
         let target = self.process.map(AsFd::as_fd);
         let stdout = (destination == Destination::Stdout).then(io::stdout);
         let stdout = stdout.as_ref().map(AsFd::as_fd);
-        let end = wait_for_end(&mut signals, target, stdout, alive.as_fd(), self.duration)
-            .context("waiting")
-            .map_err(Failure::Runtime)?;
+        let signals = &mut self.signals;
+        let mut wait = |target, duration| {
+            wait_for_end(signals, target, stdout, alive.as_fd(), duration)
+                .context("waiting")
+                .map_err(Failure::Runtime)
+        };
+        let mut end = wait(target, self.duration)?;
+        if end == End::TargetEnded && !self.after_target.is_zero() {
+            end = wait(None, Some(self.after_target))?;
+        }
         self.log.say(&format!("end: {end:?}"));
-        probes.detach();
-        stop.stop();
-        let finished = wait_for_consumer(&signals, alive.as_fd(), PATIENCE)
+        attached.detach();
+        if let Some(stop) = stop {
+            stop.stop();
+        }
+        let finished = wait_for_consumer(&self.signals, alive.as_fd(), PATIENCE)
             .context("waiting")
             .map_err(Failure::Runtime)?;
         if !finished {
@@ -84,19 +123,6 @@ impl Session<'_> {
         outcome
             .map(Some)
             .map_err(|_| Failure::Runtime(anyhow!("the consumer thread panicked")))
-    }
-
-    fn attached(&self, sites: usize) -> String {
-        let name = escape_name(self.executable.name().as_os_str().as_encoded_bytes());
-        let whom = match self.process {
-            Some(process) => format!("process {}, {name}", process.pid()),
-            None => name.into_owned(),
-        };
-        let plural = if sites == 1 { "" } else { "s" };
-        format!(
-            "attached to {whom} ({}): {sites} probe{plural}; Ctrl-C ends",
-            self.description
-        )
     }
 }
 

@@ -117,6 +117,8 @@ pub struct Analysis {
     pub linkage: Linkage,
     /// Its entry point.
     pub entry: Vaddr,
+    /// Where that is in the file, if it is in an executable segment; a library has none.
+    pub entry_offset: Option<FileOffset>,
     /// The function table.
     pub pclntab: PclntabSummary,
     /// The import path of the TLS package that was looked for.
@@ -182,6 +184,10 @@ pub fn analyze_package(bytes: &[u8], package: &str) -> Result<Analysis, Error> {
             _ => Linkage::Static,
         },
         entry: elf.entry(),
+        entry_offset: elf
+            .is_executable(elf.entry())
+            .then(|| elf.file_offset(elf.entry()))
+            .flatten(),
         pclntab: PclntabSummary {
             vaddr: pclntab.vaddr(),
             offset: elf.file_offset(pclntab.vaddr()).unwrap_or(FileOffset(0)),
