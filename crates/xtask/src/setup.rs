@@ -65,7 +65,7 @@ const NEEDS: &[Need] = &[
         Sign::Program("clang-format"),
         &["clang-format"],
     ),
-    need(Group::Test, Sign::Header("pcap/pcap.h"), &["libpcap-dev"]),
+    need(Group::Demo, Sign::Header("pcap/pcap.h"), &["libpcap-dev"]),
     need(Group::Test, Sign::Program("objdump"), &["binutils"]),
     need(
         Group::Test,
