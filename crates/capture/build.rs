@@ -18,7 +18,6 @@ fn main() {
     println!("cargo:rerun-if-changed=bpf");
 
     let mut arguments = vec![
-        format!("-D__TARGET_ARCH_{arch}"),
         format!("-I{}", records.display()),
         "-Wall".into(),
         "-Wextra".into(),
@@ -34,13 +33,28 @@ fn main() {
         }
     }
     for programs in ["gotls", "packets"] {
-        SkeletonBuilder::new()
-            .source(manifest.join(format!("bpf/{programs}.bpf.c")))
-            .clang_args(&arguments)
+        let mut builder = SkeletonBuilder::new();
+        builder.source(manifest.join(format!("bpf/{programs}.bpf.c")));
+        let failed = |error| panic!("eBPF programs: {error:#} (is clang installed?)");
+        builder
+            .clang_args(with_arch(&arguments, arch))
             .build_and_generate(out.join(format!("{programs}.skel.rs")))
-            .unwrap_or_else(|error| panic!("eBPF programs: {error:#} (is clang installed?)"));
+            .unwrap_or_else(failed);
+        // What is changed for one architecture must not break the other.
+        let other = if arch == "x86" { "arm64" } else { "x86" };
+        builder
+            .clang_args(with_arch(&arguments, other))
+            .obj(out.join(format!("{programs}.{other}.bpf.o")))
+            .build()
+            .unwrap_or_else(failed);
     }
     link_libpcap();
+}
+
+fn with_arch(arguments: &[String], arch: &str) -> Vec<String> {
+    let mut arguments = arguments.to_vec();
+    arguments.push(format!("-D__TARGET_ARCH_{arch}"));
+    arguments
 }
 
 /// Links libpcap into the binary where its static library is installed, so that the binary stays one

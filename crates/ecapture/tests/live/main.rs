@@ -14,6 +14,7 @@ mod exchange;
 mod harmless;
 mod https;
 mod incomplete;
+mod inspect;
 mod keylog;
 mod keylog_file;
 mod output;
