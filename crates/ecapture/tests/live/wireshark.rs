@@ -117,11 +117,7 @@ impl Recording {
     /// The client random of every connection, in hexadecimal digits.
     pub(crate) fn client_randoms(&self) -> Result<BTreeSet<String>> {
         let random = "tls.handshake.random";
-        let hellos = self.tshark(
-            "tls.keylog_file:",
-            "tls.handshake.type == 1",
-            &["tls.handshake.random"],
-        )?;
+        let hellos = self.tshark("tls.keylog_file:", "tls.handshake.type == 1", &[random])?;
         let randoms = hellos.iter().filter_map(|hello| hello.get(random));
         Ok(randoms
             .flatten()
