@@ -93,7 +93,7 @@ impl Reader {
             ring: Ring::map(ring, ring_bytes)?,
             state: MmapOptions::new()
                 .len(rustix::param::page_size())
-                .map_raw(&std::os::fd::AsRawFd::as_raw_fd(&state))?,
+                .map_raw(std::os::fd::AsRawFd::as_raw_fd(&state))?,
             epoll,
             stop,
         })
