@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0)
 /*
  * Uprobes in a Go program's crypto/tls: plaintext from (*Conn).writeRecordLocked and (*Conn).Read,
- * the end of connections from (*Conn).Close.
+ * the end of connections from (*Conn).Close, keys from (*Config).writeKeyLog and
+ * keysFromMasterSecret.
  *
  * The sites are chosen by crates/gobin; what differs between executables is in `target`, set before
  * loading, so that the verifier removes what this executable does not need.
@@ -19,13 +20,17 @@
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
 /* crypto/tls, recordTypeApplicationData */
+#define RECORD_TYPE_HANDSHAKE	     22
 #define RECORD_TYPE_APPLICATION_DATA 23
+/* RFC 8446, section 4: the first byte of a handshake message. */
+#define HANDSHAKE_CLIENT_HELLO 1
+#define HANDSHAKE_SERVER_HELLO 2
 /* Offset of the data word of the interface tls.Conn.conn, the same in every Go version. */
 #define TLS_CONN_INNER_DATA 8
 /* One call may pass at most this many full records: 1 GiB. */
 #define PARTS_MAX 65536
-/* The same where the kernel has no bpf_loop (before 5.17), which makes the verifier walk through
- * every single one: 1 MiB. */
+/* The same where the kernel has no bpf_loop (before 5.17), so that the verifier walks through every
+ * single one: 1 MiB. */
 #define PARTS_MAX_WALKED 64
 #define PAGE_SIZE	 4096
 
@@ -36,6 +41,8 @@ const volatile struct target {
 	/* The site is the jump of the stack check, which runs again once the stack has grown. */
 	__u8 write_at_stack_check;
 	__u8 close_at_stack_check;
+	__u8 key_log_at_stack_check;
+	__u8 master_secret_at_stack_check;
 	/* Where (*Conn).Read's site finds these, in bytes above SP. The stack ABI needs all of
 	 * them, the register ABI has source, length and count in registers. */
 	__u32 read_receiver;
@@ -56,8 +63,6 @@ const volatile __u64 pid_namespace_device = 0;
 const volatile __u64 pid_namespace_inode = 0;
 /* Wake user space when this many bytes wait in the ring. */
 const volatile __u64 wake_threshold = 0;
-/* The kernel has bpf_loop. */
-const volatile __u8 has_loop_helper = 0;
 /* These programs are loaded as sleepable ones: memory that is paged out can be fetched. */
 const volatile __u8 may_fault = 0;
 
@@ -99,19 +104,59 @@ struct {
 /* For user space, which compares the layouts of these types with its own. */
 struct data_record *unused_data_record __attribute__((unused));
 struct close_record *unused_close_record __attribute__((unused));
+struct key_record *unused_key_record __attribute__((unused));
 
 static __always_inline void count(__u64 *counter, __u64 amount)
 {
 	__sync_fetch_and_add(counter, amount);
 }
 
-/* Reads a word of the target's memory. Stack words are there nearly always; the fallback is for
+/* Reads the target's memory. What the programs need is there nearly always; the fallback is for
  * memory that was paged out. */
+static __always_inline bool read_user(void *to, __u64 length, __u64 address)
+{
+	if (!bpf_probe_read_user(to, length, (void *)address))
+		return true;
+	return may_fault && !bpf_copy_from_user(to, length, (void *)address);
+}
+
 static __always_inline bool read_word(__u64 *word, __u64 address)
 {
-	if (!bpf_probe_read_user(word, sizeof(*word), (void *)address))
+	return read_user(word, sizeof(*word), address);
+}
+
+/* The n-th word of a function's arguments, at its entry; n is a constant. */
+static __always_inline bool argument(const struct registers *registers, const int n, __u64 *word)
+{
+	if (target.stack_abi)
+		return read_word(word, registers->sp + STACK_ARGUMENT(n));
+	switch (n) {
+	case 0:
+		*word = registers->ARGUMENT_0;
 		return true;
-	return may_fault && !bpf_copy_from_user(word, sizeof(*word), (void *)address);
+	case 1:
+		*word = registers->ARGUMENT_1;
+		return true;
+	case 2:
+		*word = registers->ARGUMENT_2;
+		return true;
+	case 3:
+		*word = registers->ARGUMENT_3;
+		return true;
+	case 4:
+		*word = registers->ARGUMENT_4;
+		return true;
+	case 5:
+		*word = registers->ARGUMENT_5;
+		return true;
+	case 6:
+		*word = registers->ARGUMENT_6;
+		return true;
+	case 7:
+		*word = registers->ARGUMENT_7;
+		return true;
+	}
+	return false;
 }
 
 /* Whether to wake user space, asked once per record. */
@@ -186,17 +231,25 @@ static __always_inline struct connection *find_connection(struct call *call)
 	return bpf_map_lookup_elem(&connections, &key);
 }
 
-static __always_inline void fill_header(struct record_header *header, const struct call *call,
-					enum record_kind kind)
+static __always_inline void fill_header(struct record_header *header, const struct process *process,
+					__u64 time_ns, enum record_kind kind)
 {
-	header->time_ns = call->time_ns;
-	header->conn = call->conn;
-	header->first_seen_ns = call->connection->first_seen_ns;
-	header->pid = call->process.pid;
-	header->tid = call->process.tid;
+	header->time_ns = time_ns;
+	header->conn = 0;
+	header->first_seen_ns = 0;
+	header->pid = process->pid;
+	header->tid = process->tid;
 	bpf_get_current_comm(header->comm, sizeof(header->comm));
 	header->kind = kind;
 	__builtin_memset(header->reserved, 0, sizeof(header->reserved));
+}
+
+static __always_inline void fill_call_header(struct record_header *header, const struct call *call,
+					     enum record_kind kind)
+{
+	fill_header(header, &call->process, call->time_ns, kind);
+	header->conn = call->conn;
+	header->first_seen_ns = call->connection->first_seen_ns;
 }
 
 enum outcome { SENT, LOST, FAULTED };
@@ -224,7 +277,7 @@ static __always_inline enum outcome send_in(const __u32 room, const struct call 
 			return FAULTED;
 		}
 	}
-	fill_header(&record->header, call, RECORD_DATA);
+	fill_call_header(&record->header, call, RECORD_DATA);
 	record->stream_offset = call->connection->streams[call->direction].offset;
 	record->call_length = call->length;
 	record->call_offset = call->offset;
@@ -346,14 +399,18 @@ static __always_inline void send_last_part(struct call *call)
 	finish_part(call, outcome, length, omitted);
 }
 
+/* How to repeat something. Programs are there twice, because a kernel that does not know bpf_loop
+ * refuses a program that holds a call of it, even where it is never reached. */
+enum repeat { BY_HELPER, BY_WALKING };
+
 /* Sends a call: parts of PAYLOAD_MAX bytes, then one of 1 to PAYLOAD_MAX bytes. */
-static __always_inline void send_call(struct call *call)
+static __always_inline void send_call(struct call *call, const enum repeat repeat)
 {
 	__u64 full_parts = (call->captured - 1) / PAYLOAD_MAX;
 
 	if (!full_parts) {
 		/* Nearly always. */
-	} else if (has_loop_helper) {
+	} else if (repeat == BY_HELPER) {
 		if (full_parts > PARTS_MAX)
 			full_parts = PARTS_MAX;
 		bpf_loop(full_parts, send_full_part, call, 0);
@@ -371,7 +428,7 @@ static __always_inline void send_call(struct call *call)
 }
 
 static __always_inline void capture(enum direction direction, __u64 conn, __u64 source,
-				    __u64 length)
+				    __u64 length, const enum repeat repeat)
 {
 	struct call call = {
 		.conn = conn,
@@ -395,34 +452,84 @@ static __always_inline void capture(enum direction direction, __u64 conn, __u64 
 	}
 	if (capture_limit && call.captured > capture_limit)
 		call.captured = capture_limit;
-	send_call(&call);
+	send_call(&call, repeat);
 }
 
+/* Forgets the connection at this address, if there is one, and says how far it got. */
+static __always_inline void end_connection(__u64 conn)
+{
+	struct call call = {.conn = conn};
+	struct connection_key key = {.conn = conn};
+	struct close_record *record;
+
+	if (!wanted_process(&call.process))
+		return;
+	key.pid = call.process.pid;
+	call.connection = bpf_map_lookup_elem(&connections, &key);
+	if (!call.connection)
+		return;
+	call.time_ns = bpf_ktime_get_ns();
+	record = bpf_ringbuf_reserve(&ring, sizeof(*record), 0);
+	if (record) {
+		fill_call_header(&record->header, &call, RECORD_CLOSE);
+		for (int direction = 0; direction < 2; direction++) {
+			record->stream_length[direction] =
+				call.connection->streams[direction].offset;
+			record->sequence[direction] = call.connection->streams[direction].sequence;
+		}
+		bpf_ringbuf_submit(record, wakeup_flags());
+	} else {
+		count(&shared.lost_records, 1);
+	}
+	bpf_map_delete_elem(&connections, &key);
+}
+
+/* A hello begins a connection. If one is known at this address it was dropped without Close, and
+ * its memory used again, which the word that we compare cannot tell if that memory was used again
+ * too. (A client that renegotiates, which TLS 1.2 allows and Go refuses unless asked to, therefore
+ * goes on as another connection.) */
+static __always_inline void begin_connection(__u64 conn, __u64 source)
+{
+	__u8 type;
+
+	if (bpf_probe_read_user(&type, sizeof(type), (void *)source))
+		return;
+	if (type == HANDSHAKE_CLIENT_HELLO || type == HANDSHAKE_SERVER_HELLO)
+		end_connection(conn);
+}
+
+#define BOTH_WAYS(name)                                                                            \
+	SEC("uprobe")                                                                              \
+	int name(struct registers *registers)                                                      \
+	{                                                                                          \
+		return name##_with(registers, BY_HELPER);                                          \
+	}                                                                                          \
+	SEC("uprobe")                                                                              \
+	int name##_walked(struct registers *registers)                                             \
+	{                                                                                          \
+		return name##_with(registers, BY_WALKING);                                         \
+	}
+
 /* func (c *Conn) writeRecordLocked(typ recordType, data []byte) (int, error) */
-SEC("uprobe")
-int write_record(struct registers *registers)
+static __always_inline int write_record_with(const struct registers *registers,
+					     const enum repeat repeat)
 {
 	__u64 conn, type, source, length;
 
 	if (target.write_at_stack_check && stack_will_grow(registers))
 		return 0;
-	if (target.stack_abi) {
-		if (!read_word(&type, registers->sp + STACK_ARGUMENT(1)))
-			goto unknown;
-		if ((__u8)type != RECORD_TYPE_APPLICATION_DATA)
-			return 0;
-		if (!read_word(&conn, registers->sp + STACK_ARGUMENT(0)) ||
-		    !read_word(&source, registers->sp + STACK_ARGUMENT(2)) ||
-		    !read_word(&length, registers->sp + STACK_ARGUMENT(3)))
-			goto unknown;
-	} else {
-		if ((__u8)registers->ARGUMENT_1 != RECORD_TYPE_APPLICATION_DATA)
-			return 0;
-		conn = registers->ARGUMENT_0;
-		source = registers->ARGUMENT_2;
-		length = registers->ARGUMENT_3;
-	}
-	capture(DIRECTION_WRITE, conn, source, length);
+	if (!argument(registers, 1, &type))
+		goto unknown;
+	type = (__u8)type;
+	if (type != RECORD_TYPE_APPLICATION_DATA && type != RECORD_TYPE_HANDSHAKE)
+		return 0;
+	if (!argument(registers, 0, &conn) || !argument(registers, 2, &source) ||
+	    !argument(registers, 3, &length))
+		goto unknown;
+	if (type == RECORD_TYPE_HANDSHAKE)
+		begin_connection(conn, source);
+	else
+		capture(DIRECTION_WRITE, conn, source, length, repeat);
 	return 0;
 
 unknown:
@@ -430,10 +537,12 @@ unknown:
 	return 0;
 }
 
+BOTH_WAYS(write_record)
+
 /* The call of runtime.memmove(to, from unsafe.Pointer, n uintptr) in (*Conn).Read, with which
  * plaintext goes to the caller. */
-SEC("uprobe")
-int read_copy(struct registers *registers)
+static __always_inline int read_copy_with(const struct registers *registers,
+					  const enum repeat repeat)
 {
 	__u64 conn, source, length;
 
@@ -447,7 +556,7 @@ int read_copy(struct registers *registers)
 	}
 	if (!read_word(&conn, registers->sp + target.read_receiver))
 		goto unknown;
-	capture(DIRECTION_READ, conn, source, length);
+	capture(DIRECTION_READ, conn, source, length, repeat);
 	return 0;
 
 unknown:
@@ -455,10 +564,12 @@ unknown:
 	return 0;
 }
 
+BOTH_WAYS(read_copy)
+
 /* A return of func (c *Conn) Read(b []byte) (int, error). The buffer's address comes from the
  * caller's frame, because the stack may have moved since the call. */
-SEC("uprobe")
-int read_return(struct registers *registers)
+static __always_inline int read_return_with(const struct registers *registers,
+					    const enum repeat repeat)
 {
 	__u64 conn, source, length, capacity;
 
@@ -474,7 +585,7 @@ int read_return(struct registers *registers)
 	    !read_word(&source, registers->sp + target.read_source) ||
 	    !read_word(&capacity, registers->sp + target.read_capacity) || length > capacity)
 		goto unknown;
-	capture(DIRECTION_READ, conn, source, length);
+	capture(DIRECTION_READ, conn, source, length, repeat);
 	return 0;
 
 unknown:
@@ -482,42 +593,125 @@ unknown:
 	return 0;
 }
 
+BOTH_WAYS(read_return)
+
 /* func (c *Conn) Close() error */
 SEC("uprobe")
 int close_conn(struct registers *registers)
 {
-	struct call call = {};
-	struct connection_key key = {};
-	struct close_record *record;
+	__u64 conn;
 
 	if (target.close_at_stack_check && stack_will_grow(registers))
 		return 0;
-	if (target.stack_abi) {
-		if (!read_word(&call.conn, registers->sp + STACK_ARGUMENT(0)))
-			return 0;
-	} else {
-		call.conn = registers->ARGUMENT_0;
-	}
-	if (!wanted_process(&call.process))
-		return 0;
-	key.conn = call.conn;
-	key.pid = call.process.pid;
-	call.connection = bpf_map_lookup_elem(&connections, &key);
-	if (!call.connection)
-		return 0;
-	call.time_ns = bpf_ktime_get_ns();
-	record = bpf_ringbuf_reserve(&ring, sizeof(*record), 0);
-	if (record) {
-		fill_header(&record->header, &call, RECORD_CLOSE);
-		for (int direction = 0; direction < 2; direction++) {
-			record->stream_length[direction] =
-				call.connection->streams[direction].offset;
-			record->sequence[direction] = call.connection->streams[direction].sequence;
-		}
-		bpf_ringbuf_submit(record, wakeup_flags());
-	} else {
-		count(&shared.lost_records, 1);
-	}
-	bpf_map_delete_elem(&connections, &key);
+	if (argument(registers, 0, &conn))
+		end_connection(conn);
 	return 0;
+}
+
+/* A secret and what it belongs to, as addresses in the target. */
+struct key {
+	/* 0: the label is CLIENT_RANDOM. */
+	__u64 label;
+	__u64 label_length;
+	__u64 client_random;
+	__u64 client_random_length;
+	__u64 secret;
+	__u64 secret_length;
+};
+
+static const char CLIENT_RANDOM[13] = "CLIENT_RANDOM";
+
+static __always_inline int send_key(const struct key *key)
+{
+	__u64 label_length = key->label ? key->label_length : sizeof(CLIENT_RANDOM);
+	__u64 secret_length = key->secret_length;
+	struct process process = {};
+	struct key_record *record;
+
+	if (!wanted_process(&process))
+		return 0;
+	if (!label_length || label_length > KEY_LABEL_MAX || !secret_length ||
+	    secret_length > KEY_SECRET_MAX || key->client_random_length != CLIENT_RANDOM_LEN) {
+		count(&shared.unknown_calls, 1);
+		return 0;
+	}
+	record = bpf_ringbuf_reserve(&ring, sizeof(*record), 0);
+	if (!record) {
+		count(&shared.lost_records, 1);
+		return 0;
+	}
+	if (key->label) {
+		if (bpf_probe_read_user(record->label, label_length, (void *)key->label))
+			goto unreadable;
+	} else {
+		__builtin_memcpy(record->label, CLIENT_RANDOM, sizeof(CLIENT_RANDOM));
+	}
+	if (bpf_probe_read_user(record->client_random, CLIENT_RANDOM_LEN,
+				(void *)key->client_random) ||
+	    bpf_probe_read_user(record->secret, secret_length, (void *)key->secret))
+		goto unreadable;
+	fill_header(&record->header, &process, bpf_ktime_get_ns(), RECORD_KEY);
+	record->label_length = label_length;
+	record->secret_length = secret_length;
+	__builtin_memset(record->reserved, 0, sizeof(record->reserved));
+	bpf_ringbuf_submit(record, wakeup_flags());
+	return 0;
+
+unreadable:
+	bpf_ringbuf_discard(record, BPF_RB_NO_WAKEUP);
+	count(&shared.unknown_calls, 1);
+	return 0;
+}
+
+/* func (c *Config) writeKeyLog(label string, clientRandom, secret []byte) error */
+SEC("uprobe")
+int write_key_log(struct registers *registers)
+{
+	struct key key = {};
+
+	if (target.key_log_at_stack_check && stack_will_grow(registers))
+		return 0;
+	if (!argument(registers, 1, &key.label) || !argument(registers, 2, &key.label_length) ||
+	    !argument(registers, 3, &key.client_random) ||
+	    !argument(registers, 4, &key.client_random_length) ||
+	    !argument(registers, 6, &key.secret) || !argument(registers, 7, &key.secret_length)) {
+		count(&shared.unknown_calls, 1);
+		return 0;
+	}
+	return send_key(&key);
+}
+
+/* func (c *Config) writeKeyLog(clientRandom, masterSecret []byte) error, before Go 1.12 */
+SEC("uprobe")
+int write_key_log_unlabelled(struct registers *registers)
+{
+	struct key key = {};
+
+	if (target.key_log_at_stack_check && stack_will_grow(registers))
+		return 0;
+	if (!argument(registers, 1, &key.client_random) ||
+	    !argument(registers, 2, &key.client_random_length) ||
+	    !argument(registers, 4, &key.secret) || !argument(registers, 5, &key.secret_length)) {
+		count(&shared.unknown_calls, 1);
+		return 0;
+	}
+	return send_key(&key);
+}
+
+/* func keysFromMasterSecret(version uint16, suite *cipherSuite, masterSecret, clientRandom,
+ * serverRandom []byte, macLen, keyLen, ivLen int), called in full and resumed handshakes alike */
+SEC("uprobe")
+int master_secret(struct registers *registers)
+{
+	struct key key = {};
+
+	if (target.master_secret_at_stack_check && stack_will_grow(registers))
+		return 0;
+	if (!argument(registers, 2, &key.secret) || !argument(registers, 3, &key.secret_length) ||
+	    !argument(registers, 5, &key.client_random) ||
+	    !argument(registers, 6, &key.client_random_length)) {
+		count(&shared.unknown_calls, 1);
+		return 0;
+	}
+	return send_key(&key);
 }

@@ -23,6 +23,10 @@ struct registers {
 #define ARGUMENT_1 bx
 #define ARGUMENT_2 cx
 #define ARGUMENT_3 di
+#define ARGUMENT_4 si
+#define ARGUMENT_5 r8
+#define ARGUMENT_6 r9
+#define ARGUMENT_7 r10
 
 #define X86_CARRY (1 << 0)
 #define X86_ZERO  (1 << 6)
@@ -45,6 +49,10 @@ struct registers {
 #define ARGUMENT_1 x1
 #define ARGUMENT_2 x2
 #define ARGUMENT_3 x3
+#define ARGUMENT_4 x4
+#define ARGUMENT_5 x5
+#define ARGUMENT_6 x6
+#define ARGUMENT_7 x7
 
 #define ARM64_CARRY (1 << 29)
 #define ARM64_ZERO  (1 << 30)

@@ -3,6 +3,7 @@
 
 use std::fs::{File, FileType};
 use std::io;
+use std::ops::Deref;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -20,12 +21,11 @@ pub struct Identity {
     pub inode: u64,
 }
 
-/// An open, mapped executable file.
+/// An open executable file.
 #[derive(Debug)]
 pub struct Executable {
     name: PathBuf,
     file: File,
-    map: Option<Mmap>,
     identity: Identity,
 }
 
@@ -72,19 +72,9 @@ impl Executable {
             .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
             .open(path)?;
         let metadata = file.metadata()?;
-        let map = if metadata.len() == 0 {
-            None
-        } else {
-            // SAFETY: The mapping is private and read-only. The file may change under it, which
-            // changes bytes that we distrust anyhow; the kernel does not let a running
-            // executable be written to. Only truncating a file that nobody executes, while we
-            // look at it, would end us with SIGBUS.
-            Some(unsafe { Mmap::map(&file)? })
-        };
         Ok(Ok(Self {
             name: name.into(),
             file,
-            map,
             identity: Identity {
                 device: metadata.dev(),
                 inode: metadata.ino(),
@@ -97,9 +87,21 @@ impl Executable {
         &self.name
     }
 
-    /// The file's bytes, mapped.
-    pub fn bytes(&self) -> &[u8] {
-        self.map.as_deref().unwrap_or(&[])
+    /// Maps the file's bytes, for as long as the analysis takes: touched pages count as our memory.
+    pub fn map(&self) -> Result<MappedFile, Error> {
+        let source = |source| Error::Open {
+            path: self.name.clone(),
+            source,
+        };
+        if self.file.metadata().map_err(source)?.len() == 0 {
+            return Ok(MappedFile(None)); // The kernel maps no empty files.
+        }
+        // SAFETY: The mapping is private and read-only. The file may change under it, which
+        // changes bytes that we distrust anyhow; the kernel does not let a running executable be
+        // written to. Only truncating a file that nobody executes, while we look at it, would end
+        // us with SIGBUS.
+        let map = unsafe { Mmap::map(&self.file) }.map_err(source)?;
+        Ok(MappedFile(Some(map)))
     }
 
     /// Which file it is.
@@ -110,6 +112,18 @@ impl Executable {
     /// A path that leads to exactly this file, in our mount namespace, as long as `self` lives.
     pub(crate) fn descriptor_path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+}
+
+/// The bytes of an executable file.
+#[derive(Debug)]
+pub struct MappedFile(Option<Mmap>);
+
+impl Deref for MappedFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or(&[])
     }
 }
 

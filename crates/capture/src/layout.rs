@@ -46,6 +46,16 @@ same_layout!(
 );
 same_layout!(close_record, CloseRecord, header, stream_length, sequence);
 same_layout!(
+    key_record,
+    KeyRecord,
+    header,
+    label_length,
+    secret_length,
+    label,
+    client_random,
+    secret
+);
+same_layout!(
     shared_state,
     SharedState,
     wake,

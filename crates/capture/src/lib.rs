@@ -20,6 +20,7 @@ mod interfaces;
 mod layout;
 mod libbpf_log;
 mod libpcap;
+mod load;
 mod network_namespace;
 mod packets;
 mod probes;
@@ -27,17 +28,18 @@ mod process;
 mod reader;
 mod ring;
 mod sockets;
+mod target;
 mod tc_filters;
 mod translate;
 
 pub use clock::{monotonic_ns, realtime_offset_ns};
 pub use error::Error;
-pub use executable::{Executable, Identity};
+pub use executable::{Executable, Identity, MappedFile};
 pub use interfaces::{Interface, InterfaceSelection, LinkType};
 pub use libbpf_log::set_debug;
 pub use network_namespace::NetworkNamespace;
 pub use packets::{HookKind, InterfaceStatistics, PacketCapture, PacketOptions, PacketTarget};
-pub use probes::{Filters, Options, Probes};
+pub use probes::{Filters, Options, Probes, Wanted};
 pub use process::{Process, effective_user_can_trace};
 pub use reader::{Counters, Reader, StopSwitch, Stopped};
 

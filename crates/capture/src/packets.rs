@@ -15,8 +15,9 @@ use crate::error::kernel_release;
 use crate::filter::Filter;
 use crate::follower::Follower;
 use crate::hooks::{Attachment, Hooks};
+use crate::load::load_error;
 use crate::packet_skeleton::{OpenPacketsSkel, PacketsSkel, PacketsSkelBuilder, types};
-use crate::probes::{load_error, ring_bytes};
+use crate::probes::ring_bytes;
 use crate::process::{effective_user_can_trace, pid_namespace};
 use crate::sockets::{self, Ownership};
 use crate::translate::Hook;
@@ -393,7 +394,7 @@ fn configure(
     let rodata = open.maps.rodata_data.as_deref_mut().ok_or_else(missing)?;
     rodata.all_packets = options.all_packets.into();
     rodata.snap_length = snaplen;
-    rodata.wake_threshold = u64::from(ring_bytes) / 4;
+    rodata.wake_threshold = u64::from(ring_bytes) / 8;
     if !options.all_packets {
         rodata.filter_pid = options.filters.pid.unwrap_or(0);
         rodata.filter_by_uid = options.filters.uid.is_some().into();

@@ -6,7 +6,7 @@
 //! target wakes us 50 times a second, whatever its load, and an idle one not at all.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -93,7 +93,7 @@ impl Reader {
             ring: Ring::map(ring, ring_bytes)?,
             state: MmapOptions::new()
                 .len(rustix::param::page_size())
-                .map_raw(std::os::fd::AsRawFd::as_raw_fd(&state))?,
+                .map_raw(state.as_raw_fd())?,
             epoll,
             stop,
         })

@@ -20,6 +20,7 @@ Examples:
   ecapture gotls -e /usr/bin/caddy               every process that runs this executable
   ecapture gotls -e ./server --format json       JSON lines, for scripts
   ecapture gotls -e ./server --duration 10 >log  ten seconds, into a file
+  ecapture gotls -m keylog -k keys -e ./server   TLS keys, for Wireshark
   ecapture inspect ./server                      can it be captured, and how (needs no root)";
 
 #[derive(Debug, Subcommand)]
@@ -37,6 +38,7 @@ Examples:
   ecapture gotls --pid 4242
   ecapture gotls -e /usr/bin/caddy --hex
   ecapture gotls -e /usr/bin/caddy -u 33 --tsize 200
+  ecapture gotls -m keylog -k keys.log -e /usr/bin/caddy
   ecapture gotls -e ./server --format json | jq -r 'select(.type==\"data\").data_base64' | base64 -d";
 
 const INSPECT_EXAMPLES: &str = "\
@@ -63,17 +65,21 @@ pub(crate) struct GotlsArgs {
     #[arg(short, long, value_name = "N")]
     pub(crate) uid: Option<u32>,
 
+    /// File for keys in keylog mode, `-` for stdout; appended to [default: ecapture_gotls_key.log]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) keylogfile: Option<PathBuf>,
+
     /// Show payloads as a hex dump
     #[arg(long)]
     pub(crate) hex: bool,
 
-    /// Text for people or JSON lines for scripts
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    pub(crate) format: Format,
+    /// Text for people or JSON lines for scripts [default: text]
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<Format>,
 
-    /// Capture only the first so many bytes of each call; 0 stands for all of them
-    #[arg(short, long, value_name = "BYTES", default_value_t = 0)]
-    pub(crate) tsize: u64,
+    /// Capture only the first so many bytes of each call; 0 stands for all of them [default: 0]
+    #[arg(short, long, value_name = "BYTES")]
+    pub(crate) tsize: Option<u64>,
 
     /// Size of the buffer between kernel and ecapture in KiB, rounded up to a power of two
     #[arg(long, value_name = "KIB", default_value_t = 16 * 1024)]
@@ -107,6 +113,9 @@ pub(crate) struct InspectArgs {
 pub(crate) enum Mode {
     /// The plaintext
     Text,
+    /// The keys of TLS sessions, as a key log for Wireshark and others
+    #[value(alias = "key")]
+    Keylog,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -159,6 +168,8 @@ mod tests {
             "ecapture gotls --elfpath=/bin/x --hex --pid=3423",
             "ecapture tlsgo -m text -e /bin/x -t 100 --mapsize 5120 -u 1000 -d",
             "ecapture gotls --model text -p 1",
+            "ecapture gotls -m keylog -k ecapture_gotls_key.log --elfpath=/bin/x --pid=3423",
+            "ecapture gotls -m key --keylogfile=x -e /bin/x",
         ] {
             Args::try_parse_from(line.split(' ')).unwrap();
         }

@@ -1,10 +1,10 @@
-//! Carries records from the ring buffer to a sink, until told to stop.
+//! Carries records from the ring buffer to an output, until told to stop.
 
 use std::io;
 
 use capture::{Counters, Reader, Stopped, monotonic_ns, realtime_offset_ns};
 use events::Record;
-use trace::{Sink, Timestamp, Totals, Tracker};
+use trace::Timestamp;
 
 /// Records between two looks at the wall clock.
 const BATCH: usize = 4096;
@@ -14,52 +14,58 @@ const BATCH: usize = 4096;
 /// not read in time is lost. It takes no more time than reading needs.
 const NICE: i32 = -10;
 
+/// What becomes of records.
+pub(crate) trait Output {
+    /// Takes one record. `realtime_offset_ns` leads from the records' clock to the wall clock.
+    fn record(&mut self, record: &Record<'_>, realtime_offset_ns: i64) -> io::Result<()>;
+
+    /// Is told at the end what was lost.
+    fn finish(&mut self, now: Timestamp, counters: &Counters) -> io::Result<()>;
+
+    /// Hands everything taken so far on.
+    fn flush(&mut self) -> io::Result<()>;
+}
+
 /// What a capture came to.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Outcome {
-    pub(crate) totals: Totals,
+#[derive(Debug)]
+pub(crate) struct Outcome<O> {
+    pub(crate) output: O,
     pub(crate) counters: Counters,
     /// Records that could not be decoded: a defect of ours.
     pub(crate) undecodable: u64,
+    /// Whether everything was written.
+    pub(crate) result: io::Result<()>,
 }
 
 /// Reads until the reader's stop switch is pressed and the ring buffer is empty, or the output fails.
-/// The outcome is good in either case.
-pub(crate) fn consume(mut reader: Reader, mut sink: impl Sink) -> (Outcome, io::Result<()>) {
+pub(crate) fn consume<O: Output>(mut reader: Reader, mut output: O) -> Outcome<O> {
     // Needs CAP_SYS_NICE. Without it a busy machine loses more, which the summary tells.
     let _ = rustix::process::nice(NICE);
-    let mut tracker = Tracker::new();
     let mut undecodable = 0;
-    let result = run(&mut reader, &mut tracker, &mut undecodable, &mut sink);
-    let outcome = Outcome {
-        totals: tracker.totals(),
+    let result = run(&mut reader, &mut output, &mut undecodable);
+    Outcome {
+        output,
         counters: reader.counters(),
         undecodable,
-    };
-    (outcome, result)
+        result,
+    }
 }
 
-fn run(
-    reader: &mut Reader,
-    tracker: &mut Tracker,
-    undecodable: &mut u64,
-    sink: &mut impl Sink,
-) -> io::Result<()> {
+fn run(reader: &mut Reader, output: &mut impl Output, undecodable: &mut u64) -> io::Result<()> {
     let mut busy = false;
     loop {
         let stopped = reader.wait(busy)?;
         busy = false;
-        while drain(reader, tracker, undecodable, sink)? > 0 {
+        while drain(reader, output, undecodable)? > 0 {
             busy = true;
         }
         if stopped == Stopped::Yes {
             let now = Timestamp::from_monotonic(monotonic_ns(), realtime_offset_ns());
-            let counters = reader.counters();
-            tracker.finish(now, counters.lost_records, counters.lost_bytes, sink)?;
-            return sink.flush();
+            output.finish(now, &reader.counters())?;
+            return output.flush();
         }
         if busy {
-            sink.flush()?;
+            output.flush()?;
         }
     }
 }
@@ -67,9 +73,8 @@ fn run(
 /// Takes one batch and returns how many records it had.
 fn drain(
     reader: &mut Reader,
-    tracker: &mut Tracker,
+    output: &mut impl Output,
     undecodable: &mut u64,
-    sink: &mut impl Sink,
 ) -> io::Result<usize> {
     let offset = realtime_offset_ns();
     let mut result = Ok(());
@@ -78,7 +83,7 @@ fn drain(
             return;
         }
         match Record::decode(bytes) {
-            Ok(record) => result = tracker.record(&record, offset, sink),
+            Ok(record) => result = output.record(&record, offset),
             Err(_) => *undecodable += 1,
         }
     });

@@ -1,111 +1,100 @@
 //! `ecapture gotls`: from the command line to a running capture, and to its summary.
 
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use capture::{Executable, Filters, Options, Probes, Process};
-use gobin::{Analysis, ProbePlan};
-use trace::escape_name;
+use capture::{Executable, Filters, Options, Process, Wanted};
+use gobin::Analysis;
 
-use crate::args::{Format, GotlsArgs};
-use crate::consume::{Outcome, consume};
+use crate::args::{Format, GotlsArgs, Mode};
 use crate::failure::Failure;
+use crate::keylog_mode::{self, Keys};
 use crate::output::StdoutSink;
-use crate::supervise::{End, Signals, wait_for_consumer, wait_for_end};
-
-/// How long the output may block at the end before we leave without having written everything.
-const PATIENCE: Duration = Duration::from_secs(5);
+use crate::session::{DebugLog, Session, print_summary};
+use crate::text_mode::{self, Plaintext};
 
 /// Runs the command.
 pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
-    if args.hex && args.format == Format::Json {
-        let error = anyhow!("--hex is for text; JSON lines carry payloads in base64");
-        return Err(Failure::WrongInput(error));
-    }
+    check_combination(args)?;
     capture::set_debug(args.debug);
-    let started = Instant::now();
-    let debug = |what: &str| {
-        if args.debug {
-            eprintln!("{:>9.3} ms  {what}", started.elapsed().as_secs_f64() * 1e3);
-        }
-    };
+    let log = DebugLog::new(args.debug);
 
     let process = args.pid.map(Process::open).transpose()?;
     let executable = open_executable(args.elfpath.as_deref(), process.as_ref())?;
     let wrong_executable = |error| Failure::executable(executable.name(), error);
-    let analysis = gobin::analyze(executable.bytes()).map_err(wrong_executable)?;
-    let plan = analysis
-        .plan(args.read_site.into())
-        .map_err(wrong_executable)?;
-    debug("executable analysed");
+    let analysis = gobin::analyze(&executable.map()?).map_err(wrong_executable)?;
+    log.say("executable analysed");
 
-    let sink = StdoutSink::new(args)
-        .context("standard output")
-        .map_err(Failure::Runtime)?;
-    let mut signals = Signals::catch()
-        .context("catching signals")
-        .map_err(Failure::Runtime)?;
-    let options = Options {
-        filters: Filters {
-            pid: args.pid,
-            uid: args.uid,
+    let session = |wanted| Session {
+        executable: &executable,
+        wanted,
+        options: Options {
+            filters: Filters {
+                pid: args.pid,
+                uid: args.uid,
+            },
+            bytes_per_call: args.tsize.filter(|&bytes| bytes > 0),
+            ring_kib: args.mapsize,
         },
-        bytes_per_call: (args.tsize > 0).then_some(args.tsize),
-        ring_kib: args.mapsize,
+        process: process.as_ref(),
+        duration: args.duration,
+        description: describe(&analysis),
+        log,
     };
-    let mut probes = Probes::attach(&executable, &plan, &options)?;
-    let reader = probes.reader()?;
-    let stop = reader.stop_switch();
-    debug("probes attached");
-    eprintln!(
-        "{}",
-        attached(&executable, &analysis, &plan, &probes, args.pid)
-    );
-    // The analysis and the mapped file are needed no more; the file's descriptor is.
-    drop(analysis);
-
-    // The other end of `alive` becomes readable when the consumer's thread ends, however it does.
-    let (alive, consumer_alive) = UnixStream::pair()
-        .context("socket pair")
-        .map_err(Failure::Runtime)?;
-    let consumer = thread::Builder::new()
-        .name("consumer".into())
-        .spawn(move || {
-            let _alive = consumer_alive;
-            consume(reader, sink)
-        })
-        .context("starting a thread")
-        .map_err(Failure::Runtime)?;
-
-    let target = process.as_ref().map(AsFd::as_fd);
-    let end = wait_for_end(&mut signals, target, alive.as_fd(), args.duration)
-        .context("waiting")
-        .map_err(Failure::Runtime)?;
-    probes.detach();
-    stop.stop();
-    let written = wait_for_consumer(&signals, alive.as_fd(), PATIENCE)
-        .context("waiting")
-        .map_err(Failure::Runtime)?;
-    if !written {
-        if end == End::OutputClosed {
-            return Ok(());
+    match args.model {
+        Mode::Text => {
+            let plan = analysis
+                .plan(args.read_site.into())
+                .map_err(wrong_executable)?;
+            let sink = StdoutSink::new(args)
+                .context("standard output")
+                .map_err(Failure::Runtime)?;
+            let outcome = session(Wanted::Plaintext(&plan)).run(Plaintext::new(sink))?;
+            let Some(outcome) = outcome else {
+                return Ok(());
+            };
+            print_summary(&outcome, &text_mode::summary(&outcome));
+            written(outcome.result, "standard output")
         }
-        // The thread is blocked in a write: nothing can be had from it.
-        let error = anyhow!("standard output is blocked: what was captured last was not written");
-        return Err(Failure::Runtime(error));
+        Mode::Keylog => {
+            let plan = analysis.key_plan().map_err(wrong_executable)?;
+            let path = args.keylogfile.as_deref();
+            let keys = Keys::open(path.unwrap_or(Path::new(keylog_mode::DEFAULT_FILE)))?;
+            let name = keys.name();
+            for note in keylog_mode::notes(&plan) {
+                eprintln!("{note}");
+            }
+            let Some(outcome) = session(Wanted::Keys(&plan)).run(keys)? else {
+                return Ok(());
+            };
+            print_summary(&outcome, &keylog_mode::summary(&outcome));
+            written(outcome.result, &name)
+        }
     }
-    let (outcome, result) = consumer
-        .join()
-        .map_err(|_| Failure::Runtime(anyhow!("the consumer thread panicked")))?;
-    eprintln!("{}", summary(&outcome));
-    if end == End::TargetEnded && args.debug {
-        debug("the target has ended");
+}
+
+/// An option that would do nothing is refused.
+fn check_combination(args: &GotlsArgs) -> Result<(), Failure> {
+    let wrong = |error: &str| Err(Failure::WrongInput(anyhow!("{error}")));
+    match args.model {
+        Mode::Text => {
+            if args.hex && args.format == Some(Format::Json) {
+                return wrong("--hex is for text; JSON lines carry payloads in base64");
+            }
+            if args.keylogfile.is_some() {
+                return wrong("--keylogfile is for keylog mode: add -m keylog");
+            }
+        }
+        Mode::Keylog => {
+            if args.hex || args.format.is_some() || args.tsize.is_some() {
+                return wrong(
+                    "--hex, --format and --tsize are for text mode; keylog mode writes keys",
+                );
+            }
+        }
     }
-    result.or_else(Failure::output)
+    Ok(())
 }
 
 fn open_executable(path: Option<&Path>, process: Option<&Process>) -> Result<Executable, Failure> {
@@ -118,60 +107,21 @@ fn open_executable(path: Option<&Path>, process: Option<&Process>) -> Result<Exe
     }
 }
 
-/// The line that says that everything is in place.
-fn attached(
-    executable: &Executable,
-    analysis: &Analysis,
-    plan: &ProbePlan,
-    probes: &Probes,
-    pid: Option<u32>,
-) -> String {
-    let name = executable.name().as_os_str().as_encoded_bytes();
-    let whom = match pid {
-        Some(pid) => format!("process {pid}, {}", escape_name(name)),
-        None => escape_name(name).into_owned(),
-    };
+fn describe(analysis: &Analysis) -> String {
     format!(
-        "attached to {whom} ({}, {}, {} ABI): {} probes; Ctrl-C ends",
+        "{}, {}, {} ABI",
         analysis.go_version(),
-        plan.arch,
-        plan.abi,
-        probes.sites(),
+        analysis.arch,
+        analysis.abi
     )
 }
 
-/// The closing line.
-fn summary(outcome: &Outcome) -> String {
-    let Outcome {
-        totals,
-        counters,
-        undecodable,
-    } = outcome;
-    let mut summary = format!(
-        "summary: {} events, {} bytes on {} connections; lost: {} events, {} bytes; \
-         unreadable: {} events, {} bytes",
-        totals.records,
-        totals.bytes,
-        totals.connections,
-        counters.lost_records,
-        counters.lost_bytes,
-        counters.unreadable_records,
-        counters.unreadable_bytes,
-    );
-    if counters.too_long_bytes > 0 {
-        summary += &format!("; too long to copy: {} bytes", counters.too_long_bytes);
+/// A reader that went away is no failure: it has seen enough.
+fn written(result: io::Result<()>, where_to: &str) -> Result<(), Failure> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Runtime(
+            anyhow::Error::new(error).context(format!("writing to {where_to}")),
+        )),
+        _ => Ok(()),
     }
-    if counters.unknown_calls > 0 {
-        summary += &format!(
-            "; calls with unreadable arguments: {}",
-            counters.unknown_calls
-        );
-    }
-    if *undecodable > 0 {
-        summary += &format!("; undecodable (a defect, please report): {undecodable}");
-    }
-    if counters.lost_records > 0 {
-        summary += "; a larger buffer (--mapsize) loses less";
-    }
-    summary
 }

@@ -19,7 +19,7 @@ use crate::output;
 pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
     let executable = Executable::open(&args.path)?;
     let wrong_executable = |error| Failure::executable(executable.name(), error);
-    let analysis = gobin::analyze(executable.bytes()).map_err(wrong_executable)?;
+    let analysis = gobin::analyze(&executable.map()?).map_err(wrong_executable)?;
     let path = executable.name().to_string_lossy();
     let report = match args.format {
         Format::Text => text(&path, &analysis),

@@ -1,8 +1,9 @@
 //! `ecapture`: shows what Go programs say over TLS, on a live Linux machine.
 //!
-//! This binary is the command line and the wiring: `args` is what was typed, `gotls` and `inspect`
-//! are the commands, `consume` carries records to an output, `supervise` waits for the end. Paths,
-//! colours, exit codes and signals live here and nowhere else.
+//! This binary is the command line and the wiring: `args` is what was typed, `gotls` and `inspect` are
+//! the commands, `text_mode` and `keylog_mode` what `gotls` can show. `session` runs one capture:
+//! `consume` carries records to an output, `supervise` waits for the end. Paths, colours, exit codes
+//! and signals live here and nowhere else.
 #![forbid(unsafe_code)]
 
 mod args;
@@ -10,8 +11,11 @@ mod consume;
 mod failure;
 mod gotls;
 mod inspect;
+mod keylog_mode;
 mod output;
+mod session;
 mod supervise;
+mod text_mode;
 
 use std::process::ExitCode;
 

@@ -21,7 +21,7 @@ pub(crate) enum StdoutSink {
 impl StdoutSink {
     pub(crate) fn new(args: &GotlsArgs) -> io::Result<Self> {
         let out = stdout()?;
-        Ok(match args.format {
+        Ok(match args.format.unwrap_or(Format::Text) {
             Format::Json => Self::Json(JsonSink::new(out)),
             Format::Text => {
                 let style = if args.hex {

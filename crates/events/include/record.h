@@ -18,6 +18,8 @@ enum record_kind {
 	RECORD_DATA = 1,
 	/* struct close_record: (*Conn).Close was called. */
 	RECORD_CLOSE = 2,
+	/* struct key_record: a TLS secret. */
+	RECORD_KEY = 3,
 	/* struct packet_record: a packet passed an interface. */
 	RECORD_PACKET = 4,
 };
@@ -90,6 +92,24 @@ struct close_record {
 	__u32 sequence[2];
 };
 
+/* The longest that a label, a client random and a secret can be. Labels have up to 31 characters;
+ * secrets are 48 bytes before TLS 1.3 and as long as a hash since. */
+#define KEY_LABEL_MAX	  40
+#define CLIENT_RANDOM_LEN 32
+#define KEY_SECRET_MAX	  64
+
+/* A TLS secret, as it stands in a key log; header.conn and header.first_seen_ns are 0. */
+struct key_record {
+	struct record_header header;
+	__u8 label_length;
+	__u8 secret_length;
+	__u8 reserved[6];
+	/* Bytes beyond the lengths are undefined. */
+	__u8 label[KEY_LABEL_MAX];
+	__u8 client_random[CLIENT_RANDOM_LEN];
+	__u8 secret[KEY_SECRET_MAX];
+};
+
 /* The most payload bytes that one record holds. */
 #define PAYLOAD_MAX 16384
 
@@ -147,7 +167,8 @@ struct shared_state {
 	__u64 unreadable_bytes;
 	/* Bytes of calls that were longer than a probe is allowed to copy. */
 	__u64 too_long_bytes;
-	/* Hits whose arguments could not be read, so that not even their length is known. */
+	/* Hits whose arguments could not be read or make no sense, so that nothing is known of
+	 * them. */
 	__u64 unknown_calls;
 };
 

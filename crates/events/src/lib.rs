@@ -9,6 +9,6 @@
 mod record;
 
 pub use record::{
-    CloseRecord, DataRecord, DecodeError, Direction, Header, Missing, PacketDirection,
+    CloseRecord, DataRecord, DecodeError, Direction, Header, KeyRecord, Missing, PacketDirection,
     PacketProcess, PacketRecord, Record, layout,
 };

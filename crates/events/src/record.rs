@@ -73,6 +73,19 @@ pub mod layout {
         std::mem::offset_of!(RecordHeader, kind) == std::mem::offset_of!(PacketRecord, kind)
     );
 
+    /// `struct key_record`
+    #[allow(missing_docs)] // Documented in record.h.
+    #[repr(C)]
+    pub struct KeyRecord {
+        pub header: RecordHeader,
+        pub label_length: u8,
+        pub secret_length: u8,
+        pub reserved: [u8; 6],
+        pub label: [u8; 40],
+        pub client_random: [u8; 32],
+        pub secret: [u8; 64],
+    }
+
     /// `struct shared_state`
     #[allow(missing_docs)] // Documented in record.h.
     #[repr(C)]
@@ -91,6 +104,8 @@ pub mod layout {
     pub const RECORD_DATA: u8 = 1;
     /// `enum record_kind`: `RECORD_CLOSE`
     pub const RECORD_CLOSE: u8 = 2;
+    /// `enum record_kind`: `RECORD_KEY`
+    pub const RECORD_KEY: u8 = 3;
     /// `enum record_kind`: `RECORD_PACKET`
     pub const RECORD_PACKET: u8 = 4;
 }
@@ -247,6 +262,29 @@ impl PacketRecord<'_> {
     }
 }
 
+/// A TLS secret, as it stands in a key log.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct KeyRecord<'a> {
+    /// Who and when; the connection is not known.
+    pub header: Header,
+    /// What kind of secret: `CLIENT_RANDOM`, `CLIENT_TRAFFIC_SECRET_0`, …; as the target passed it.
+    pub label: &'a [u8],
+    /// The random of the handshake's ClientHello, which tells whose secret it is.
+    pub client_random: &'a [u8; 32],
+    /// The secret, 1 to 64 bytes.
+    pub secret: &'a [u8],
+}
+
+impl fmt::Debug for KeyRecord<'_> {
+    /// Keeps the secret to itself.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyRecord")
+            .field("header", &self.header)
+            .field("label", &String::from_utf8_lossy(self.label))
+            .finish_non_exhaustive()
+    }
+}
+
 /// One record of the ring buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record<'a> {
@@ -254,6 +292,8 @@ pub enum Record<'a> {
     Data(DataRecord<'a>),
     /// The end of a connection.
     Close(CloseRecord),
+    /// A TLS secret.
+    Key(KeyRecord<'a>),
     /// A packet.
     Packet(PacketRecord<'a>),
 }
@@ -300,6 +340,7 @@ impl<'a> Record<'a> {
         match kind {
             layout::RECORD_DATA => reader.data(header).map(Self::Data),
             layout::RECORD_CLOSE => reader.close(header).map(Self::Close),
+            layout::RECORD_KEY => reader.key(header).map(Self::Key),
             value => Err(DecodeError::UnknownValue {
                 field: "kind",
                 value,
@@ -307,11 +348,12 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// What a record of a TLS connection begins with; a packet has no such header.
+    /// What a record of TLS begins with; a packet has no such header.
     pub fn header(&self) -> Option<&Header> {
         match self {
             Self::Data(record) => Some(&record.header),
             Self::Close(record) => Some(&record.header),
+            Self::Key(record) => Some(&record.header),
             Self::Packet(_) => None,
         }
     }
@@ -321,6 +363,7 @@ impl<'a> Record<'a> {
         match self {
             Self::Data(record) => record.header.time_ns,
             Self::Close(record) => record.header.time_ns,
+            Self::Key(record) => record.header.time_ns,
             Self::Packet(record) => record.time_ns,
         }
     }
@@ -395,6 +438,21 @@ impl<'a> Reader<'a> {
             header,
             stream_length: [self.u64()?, self.u64()?],
             sequence: [self.u32()?, self.u32()?],
+        })
+    }
+
+    fn key(&mut self, header: Header) -> Result<KeyRecord<'a>, DecodeError> {
+        let label_length = self.u8()?;
+        let secret_length = self.u8()?;
+        self.array::<6>()?;
+        let label = self.slice(40)?;
+        let client_random = self.slice(32)?;
+        let secret = self.slice(64)?;
+        Ok(KeyRecord {
+            header,
+            label: part("label length", label, label_length)?,
+            client_random: client_random.try_into().map_err(|_| self.too_short(0))?,
+            secret: part("secret length", secret, secret_length)?,
         })
     }
 
@@ -475,9 +533,104 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// The used part of a field of fixed size.
+fn part<'a>(field: &'static str, bytes: &'a [u8], length: u8) -> Result<&'a [u8], DecodeError> {
+    match bytes.get(..usize::from(length)) {
+        Some(part) if !part.is_empty() => Ok(part),
+        _ => Err(DecodeError::UnknownValue {
+            field,
+            value: length,
+        }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn header(kind: u8) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for number in [1u64, 2, 3] {
+            bytes.extend(number.to_le_bytes());
+        }
+        for number in [4u32, 5] {
+            bytes.extend(number.to_le_bytes());
+        }
+        bytes.extend(b"caddy\0\0\0\0\0\0\0\0\0\0\0");
+        bytes.extend([kind, 0, 0, 0, 0, 0, 0, 0]);
+        bytes
+    }
+
+    fn data(length: u32, missing: u8, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = header(layout::RECORD_DATA);
+        for number in [10u64, 20, 5, 7] {
+            bytes.extend(number.to_le_bytes());
+        }
+        for number in [length, 9] {
+            bytes.extend(number.to_le_bytes());
+        }
+        bytes.extend([1, missing, 0, 0, 0, 0, 0, 0]);
+        bytes.extend(payload);
+        bytes
+    }
+
+    #[test]
+    fn data_record_is_decoded_field_by_field() {
+        // The ring's size class leaves room behind the payload.
+        let bytes = data(5, 1, b"hello, and what was there before");
+        let Ok(Record::Data(record)) = Record::decode(&bytes) else {
+            panic!("{bytes:?}")
+        };
+        assert_eq!(record.header.comm(), b"caddy");
+        assert_eq!((record.header.time_ns, record.header.conn), (1, 2));
+        assert_eq!((record.header.pid, record.header.tid), (4, 5));
+        assert_eq!(record.direction, Direction::Read);
+        assert_eq!(
+            (record.stream_offset, record.call_length, record.call_offset),
+            (10, 20, 5)
+        );
+        assert_eq!(record.omitted, Some((Missing::Truncated, 7)));
+        assert_eq!((record.sequence, record.payload), (9, &b"hello"[..]));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_record_is_said() {
+        let bytes = data(5, 0, b"hell");
+        let error = Record::decode(&bytes).unwrap_err();
+        assert_eq!(
+            error,
+            DecodeError::TooShort {
+                have: 108,
+                need: 109
+            }
+        );
+        assert_eq!(
+            error.to_string(),
+            "record of 108 bytes is too short: it needs 109"
+        );
+        let error = Record::decode(&header(77)).unwrap_err();
+        assert_eq!(error.to_string(), "record has the unknown kind 77");
+    }
+
+    #[test]
+    fn secrets_do_not_show_in_debug_output() {
+        let mut bytes = header(layout::RECORD_KEY);
+        bytes.extend([13, 3, 0, 0, 0, 0, 0, 0]);
+        bytes.extend(b"CLIENT_RANDOM");
+        bytes.resize(bytes.len() + 27, b'x');
+        bytes.extend([1; 32]);
+        bytes.extend([222; 64]);
+        let Ok(Record::Key(key)) = Record::decode(&bytes) else {
+            panic!("{bytes:?}")
+        };
+        assert_eq!(
+            (key.label, key.secret),
+            (&b"CLIENT_RANDOM"[..], &[222u8; 3][..])
+        );
+        assert!(!format!("{key:?}").contains("222"));
+    }
 
     /// A record of a packet of 1000 bytes of which 5 were captured, with unused bytes behind them.
     fn packet() -> Vec<u8> {
@@ -543,5 +696,15 @@ mod tests {
                 captured: 5
             })
         );
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 0u8..5) {
+            let _ = Record::decode(&bytes);
+            let mut with_kind = header(kind);
+            with_kind.extend(bytes);
+            let _ = Record::decode(&with_kind);
+        }
     }
 }

@@ -6,7 +6,7 @@ use crate::buildinfo::{self, BuildInfo};
 use crate::elf::Elf;
 use crate::moduledata::{self, Located};
 use crate::pclntab::{FoundFunction, Generation, Pclntab};
-use crate::plan::{EntryProbe, Function, ProbePlan, ReadProbe, ReadSitePreference};
+use crate::plan::{EntryProbe, Function, KeyPlan, ProbePlan, ReadProbe, ReadSitePreference};
 use crate::sites::{self, Chosen};
 use crate::{Abi, Arch, Error, FileOffset, GoVersion, Vaddr};
 
@@ -223,10 +223,7 @@ impl Analysis {
     pub fn plan(&self, preference: ReadSitePreference) -> Result<ProbePlan, Error> {
         let missing = |function| self.function(function).is_none_or(|f| f.code.is_err());
         if missing(Function::Read) && missing(Function::WriteRecordLocked) {
-            return Err(Error::NoTls {
-                package: self.package.clone(),
-                copies: self.other_packages.clone(),
-            });
+            return Err(self.no_tls());
         }
         Ok(ProbePlan {
             arch: self.arch,
@@ -235,9 +232,38 @@ impl Analysis {
             write: self.entry_probe(Function::WriteRecordLocked)?,
             read: self.read_probe(preference)?,
             close: self.entry_probe(Function::Close),
-            key_log: self.entry_probe(Function::WriteKeyLog),
-            master_secret: self.entry_probe(Function::KeysFromMasterSecret),
         })
+    }
+
+    /// Decides which instructions to probe for keys.
+    ///
+    /// # Errors
+    ///
+    /// The package isn't linked in, or neither of the two functions can be probed.
+    pub fn key_plan(&self) -> Result<KeyPlan, Error> {
+        let key_log = self.entry_probe(Function::WriteKeyLog);
+        let master_secret = self.entry_probe(Function::KeysFromMasterSecret);
+        if let (Err(error), Err(_)) = (&key_log, &master_secret) {
+            let found = |f| self.function(f).is_some_and(|report| report.code.is_ok());
+            return Err(if Function::ALL.into_iter().any(found) {
+                error.clone()
+            } else {
+                self.no_tls()
+            });
+        }
+        Ok(KeyPlan {
+            arch: self.arch,
+            abi: self.abi,
+            key_log,
+            master_secret,
+        })
+    }
+
+    fn no_tls(&self) -> Error {
+        Error::NoTls {
+            package: self.package.clone(),
+            copies: self.other_packages.clone(),
+        }
     }
 
     fn not_found(&self, function: Function) -> Error {
@@ -325,10 +351,8 @@ fn other_toolchain(elf: &Elf<'_>) -> Option<Error> {
     {
         return Some(Error::Gccgo);
     }
-    let is_tinygo = contains(symbols, "tinygo_")
-        || elf
-            .segments()
-            .any(|segment| contains(segment.bytes, "tinygo_"));
+    // In symbol names, not anywhere in the file: other programs have reasons to mention TinyGo, we too.
+    let is_tinygo = contains(symbols, "\0tinygo_");
     is_tinygo.then_some(Error::TinyGo)
 }
 

@@ -41,7 +41,7 @@ pub use error::{Error, Table};
 pub use moduledata::Located;
 pub use pclntab::Generation;
 pub use plan::{
-    Argument, EntryProbe, Function, Location, ProbePlan, ReadProbe, ReadSitePreference, Site,
-    SiteKind,
+    Argument, EntryProbe, Function, KeyPlan, Location, ProbePlan, ReadProbe, ReadSitePreference,
+    Site, SiteKind,
 };
 pub use version::{GoVersion, ParseGoVersionError, Stage};

@@ -198,7 +198,7 @@ pub enum ReadSitePreference {
     Returns,
 }
 
-/// All that capture needs to know of one executable.
+/// All that capturing plaintext needs to know of one executable.
 #[derive(Clone, Debug)]
 pub struct ProbePlan {
     /// The machine it runs on.
@@ -213,9 +213,20 @@ pub struct ProbePlan {
     pub read: ReadProbe,
     /// `(*Conn).Close`, or why it can't be probed.
     pub close: Result<EntryProbe, Error>,
-    /// `(*Config).writeKeyLog`, or why it can't be probed.
+}
+
+/// All that capturing keys needs to know of one executable. At least one of the probes is there.
+#[derive(Clone, Debug)]
+pub struct KeyPlan {
+    /// The machine it runs on.
+    pub arch: Arch,
+    /// How arguments are passed.
+    pub abi: Abi,
+    /// `(*Config).writeKeyLog`, or why it can't be probed: the keys of TLS 1.3 and QUIC, and those
+    /// of full handshakes before TLS 1.3.
     pub key_log: Result<EntryProbe, Error>,
-    /// `keysFromMasterSecret`, or why it can't be probed.
+    /// `keysFromMasterSecret`, or why it can't be probed: all keys before TLS 1.3, those of resumed
+    /// sessions among them.
     pub master_secret: Result<EntryProbe, Error>,
 }
 

@@ -252,6 +252,9 @@ fn every_site_is_the_instruction_that_objdump_shows() {
         let elf = gobin::elf::Elf::parse(&bytes).unwrap();
         let analysis = binary.analysis();
         let plan = plan(&binary, &analysis, ReadSitePreference::Auto);
+        let keys = analysis
+            .key_plan()
+            .unwrap_or_else(|error| panic!("{binary}: {error}"));
         let ok = |probe: &Result<EntryProbe, Error>| {
             probe
                 .clone()
@@ -260,8 +263,8 @@ fn every_site_is_the_instruction_that_objdump_shows() {
         for (function, probe) in [
             (Function::WriteRecordLocked, plan.write.clone()),
             (Function::Close, ok(&plan.close)),
-            (Function::WriteKeyLog, ok(&plan.key_log)),
-            (Function::KeysFromMasterSecret, ok(&plan.master_secret)),
+            (Function::WriteKeyLog, ok(&keys.key_log)),
+            (Function::KeysFromMasterSecret, ok(&keys.master_secret)),
         ] {
             check_entry(&binary, &analysis, function, &probe);
             check_offset(&binary, &probe.site, &bytes, &elf);

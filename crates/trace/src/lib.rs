@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! records ──► Tracker ──► Event ──► Sink (TextSink, JsonSink) ──► impl Write
+//!         └─► KeyLog ──────────────────────────────────────────► impl Write
 //! ```
 //!
 //! Records are untrusted in what they carry: names and payloads come from the target and its peers.
@@ -16,6 +17,8 @@ mod escape;
 mod event;
 mod hexdump;
 mod json;
+mod keylog;
+mod pcapng;
 mod text;
 mod time;
 mod tracker;
@@ -24,6 +27,8 @@ pub use escape::{escape_name, escape_payload};
 pub use event::{Data, Event, Loss, Lost, Place, Sink};
 pub use hexdump::write_hexdump;
 pub use json::JsonSink;
+pub use keylog::{KeyLines, KeyLog, KeyTotals};
+pub use pcapng::{Interface, InterfaceStatistics, Packet, PacketDirection, PcapngWriter, Section};
 pub use text::{Palette, PayloadStyle, TextSink};
 pub use time::Timestamp;
 pub use tracker::{Totals, Tracker};

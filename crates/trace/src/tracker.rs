@@ -100,10 +100,12 @@ impl Tracker {
         realtime_offset_ns: i64,
         sink: &mut impl Sink,
     ) -> io::Result<()> {
-        let time = Timestamp::from_monotonic(record.header().time_ns, realtime_offset_ns);
+        let time = Timestamp::from_monotonic(record.time_ns(), realtime_offset_ns);
         match record {
             Record::Data(record) => self.data(record, time, sink),
             Record::Close(record) => self.close(record, time, sink),
+            // These belong to no connection that we know.
+            Record::Key(_) | Record::Packet(_) => Ok(()),
         }
     }
 
@@ -252,5 +254,191 @@ impl Tracker {
             }))?;
         }
         Ok(place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::tz::TimeZone;
+
+    use super::*;
+    use crate::{Palette, PayloadStyle, TextSink};
+
+    /// What a person gets to see of these records.
+    fn shown(style: PayloadStyle, records: &[Record<'_>], lost: (u64, u64)) -> (String, Totals) {
+        let mut out = Vec::new();
+        let mut tracker = Tracker::new();
+        let mut sink = TextSink::new(&mut out, style, Palette::PLAIN, TimeZone::UTC);
+        for record in records {
+            tracker.record(record, 0, &mut sink).unwrap();
+        }
+        tracker
+            .finish(Timestamp(9_000_000_000), lost.0, lost.1, &mut sink)
+            .unwrap();
+        (String::from_utf8(out).unwrap(), tracker.totals())
+    }
+
+    fn header(conn: u64, first_seen_ns: u64) -> Header {
+        Header {
+            time_ns: 3_723_000_004_567,
+            conn,
+            first_seen_ns,
+            pid: 42,
+            tid: 43,
+            comm: *b"ca\x1bddy\0\0\0\0\0\0\0\0\0\0",
+        }
+    }
+
+    fn data(header: Header, offset: u64, sequence: u32, payload: &[u8]) -> DataRecord<'_> {
+        DataRecord {
+            header,
+            direction: Direction::Write,
+            stream_offset: offset,
+            call_length: payload.len() as u64,
+            call_offset: 0,
+            sequence,
+            payload,
+            omitted: None,
+        }
+    }
+
+    #[test]
+    fn text_shows_who_wrote_and_read_what() {
+        let answer = DataRecord {
+            direction: Direction::Read,
+            ..data(header(1, 5), 0, 0, b"HTTP/1.1 200 OK\r\n\r\n\x1b[2J")
+        };
+        let part = DataRecord {
+            call_length: 20_000,
+            call_offset: 16_384,
+            ..data(header(2, 5), 0, 0, "gr\u{fc}\u{df}e\n".as_bytes())
+        };
+        let truncated = DataRecord {
+            call_length: 9,
+            omitted: Some((Missing::Truncated, 8)),
+            ..data(header(2, 5), 8, 1, b"x")
+        };
+        let records = [
+            Record::Data(data(header(1, 5), 0, 0, b"GET / HTTP/1.1\r\n\r\n")),
+            Record::Data(answer),
+            Record::Data(part),
+            Record::Data(truncated),
+        ];
+        let (text, totals) = shown(PayloadStyle::Text, &records, (0, 0));
+        assert_eq!(
+            text,
+            "01:02:03.000004 ca\\x1bddy[42] #1 \u{2192} write 18 bytes\n\
+             GET / HTTP/1.1\n\n\
+             01:02:03.000004 ca\\x1bddy[42] #1 \u{2190} read 23 bytes\n\
+             HTTP/1.1 200 OK\n\n\\x1b[2J\n\
+             01:02:03.000004 ca\\x1bddy[42] #2 \u{2192} write 8 bytes, 16384-16392 of 20000\n\
+             gr\u{fc}\u{df}e\n\
+             01:02:03.000004 ca\\x1bddy[42] #2 \u{2192} write 1 byte, 0-1 of 9, \
+             the rest not captured (--tsize)\nx\n"
+        );
+        assert_eq!(
+            (totals.records, totals.bytes, totals.connections),
+            (4, 50, 2)
+        );
+    }
+
+    #[test]
+    fn hex_dump_counts_from_the_start_of_the_call() {
+        let part = DataRecord {
+            call_offset: 16_384,
+            ..data(header(1, 5), 16_384, 1, b"ab\0")
+        };
+        let first = data(header(1, 5), 0, 0, b"");
+        let first = DataRecord {
+            omitted: Some((Missing::Unreadable, 16_384)),
+            ..first
+        };
+        let records = [Record::Data(first), Record::Data(part)];
+        let (text, _) = shown(PayloadStyle::Hex, &records, (0, 0));
+        let dump = text.lines().last().unwrap();
+        assert_eq!(
+            dump,
+            "00004000  61 62 00                                          |ab.|"
+        );
+    }
+
+    #[test]
+    fn what_is_missing_is_shown_where_it_is_missing() {
+        let unreadable = DataRecord {
+            omitted: Some((Missing::Unreadable, 100)),
+            ..data(header(1, 5), 30, 4, b"")
+        };
+        let records = [
+            Record::Data(data(header(1, 5), 0, 0, b"a")),
+            // Two records with 28 bytes did not make it.
+            Record::Data(data(header(1, 5), 29, 3, b"b")),
+            Record::Data(unreadable),
+            Record::Close(CloseRecord {
+                header: header(1, 5),
+                stream_length: [135, 7],
+                sequence: [6, 1],
+            }),
+        ];
+        // One more loss, of which no record tells.
+        let (text, totals) = shown(PayloadStyle::Text, &records, (5, 50));
+        let lines: Vec<_> = text
+            .lines()
+            .filter_map(|line| line.split_once("lost"))
+            .collect();
+        let expected = [
+            (
+                "#1 \u{2192} write 28 bytes ",
+                " in 2 records: the buffer was full",
+            ),
+            (
+                "#1 \u{2192} write 100 bytes ",
+                ": the program's memory could not be read",
+            ),
+            (
+                "#1 \u{2192} write 5 bytes ",
+                " in 1 record: the buffer was full",
+            ),
+            (
+                "#1 \u{2190} read 7 bytes ",
+                " in 1 record: the buffer was full",
+            ),
+            (
+                "00:00:09.000000 10 bytes ",
+                " in 1 record: the buffer was full",
+            ),
+        ];
+        assert_eq!(lines.len(), expected.len(), "{text}");
+        for ((before, after), (head, tail)) in lines.into_iter().zip(expected) {
+            assert!(before.ends_with(head) && after.starts_with(tail), "{text}");
+        }
+        assert_eq!((totals.lost_records, totals.lost_bytes), (5, 50));
+    }
+
+    #[test]
+    fn an_address_that_is_used_again_is_another_connection() {
+        let records = [
+            Record::Data(data(header(1, 5), 0, 0, b"a")),
+            Record::Data(data(header(1, 6), 0, 0, b"b")),
+            Record::Data(data(header(1, 5), 1, 1, b"c")),
+        ];
+        let (text, totals) = shown(PayloadStyle::Text, &records, (0, 0));
+        let numbers: Vec<_> = text
+            .lines()
+            .filter_map(|line| line.split(" #").nth(1)?.split(' ').next())
+            .collect();
+        assert_eq!(numbers, ["1", "2", "1"]);
+        assert_eq!(totals.connections, 2);
+    }
+
+    #[test]
+    fn table_of_connections_is_bounded() {
+        let mut tracker = Tracker::new();
+        let mut out = std::io::sink();
+        let mut sink = TextSink::new(&mut out, PayloadStyle::Text, Palette::PLAIN, TimeZone::UTC);
+        for number in 0..Tracker::CONNECTIONS_MAX as u64 + 10 {
+            let record = Record::Data(data(header(number, 5), 0, 0, b"a"));
+            tracker.record(&record, 0, &mut sink).unwrap();
+        }
+        assert_eq!(tracker.connections.len(), Tracker::CONNECTIONS_MAX);
     }
 }

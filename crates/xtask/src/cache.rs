@@ -7,7 +7,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::{env, io, process};
+use std::{env, io};
 
 use anyhow::{Context, Result};
 use rustix::fs::FlockOperation;
@@ -47,23 +47,27 @@ fn absolute(path: PathBuf) -> PathBuf {
 /// The entry `name` (a relative path) of the cache. If it isn't there, `build` makes it: it gets
 /// a path that doesn't exist yet and leaves a file or a directory there.
 pub fn entry(name: impl AsRef<Path>, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
-    let path = dir()?.join(name.as_ref());
+    let name = name.as_ref();
+    let path = dir()?.join(name);
     if path.exists() {
         return Ok(path);
     }
-    let _lock = Lock::take(&path)?;
+    let _lock = Lock::take(name)?;
     if path.exists() {
         return Ok(path); // another process has built it meanwhile
     }
-    let unfinished = sibling(&path, &format!("unfinished-{}", process::id()));
+    // What a killed process left unfinished is in nobody's use: we have the lock.
+    let unfinished = work_file(name, "unfinished")?;
     remove(&unfinished)?;
     if let Err(error) = build(&unfinished) {
         // The error of the build is the one to tell.
         let _ = remove(&unfinished);
         return Err(error);
     }
-    fs::rename(&unfinished, &path)
-        .with_context(|| format!("{}: can't be moved into its place", unfinished.display()))?;
+    let parent = path.parent().unwrap_or(&path);
+    fs::create_dir_all(parent)
+        .and_then(|()| fs::rename(&unfinished, &path))
+        .with_context(|| format!("{}: can't be moved into its place", path.display()))?;
     Ok(path)
 }
 
@@ -72,14 +76,10 @@ pub fn entry(name: impl AsRef<Path>, build: impl FnOnce(&Path) -> Result<()>) ->
 pub struct Lock(#[expect(dead_code, reason = "holding it open is its use")] File);
 
 impl Lock {
-    /// Waits until no other process holds the lock of `path`, an absolute path whose last
-    /// component need not exist.
-    pub fn take(path: &Path) -> Result<Self> {
-        let path = sibling(path, "lock");
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)
-                .with_context(|| format!("{}: can't be created", parent.display()))?;
-        }
+    /// Waits until nobody else, in this process or another, holds the lock of the cache's entry
+    /// `name`, which need not exist.
+    pub fn take(name: &Path) -> Result<Self> {
+        let path = work_file(name, "lock")?;
         let file = File::create(&path).with_context(|| path.display().to_string())?;
         loop {
             match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
@@ -93,13 +93,12 @@ impl Lock {
     }
 }
 
-/// `dir/name` → `dir/.name.suffix`
-fn sibling(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(".");
-    name.push(suffix);
-    path.with_file_name(name)
+/// A path for work on an entry, apart from the entries: `a/b` → `work/a,b.suffix`.
+fn work_file(name: &Path, suffix: &str) -> Result<PathBuf> {
+    let dir = dir()?.join("work");
+    fs::create_dir_all(&dir).with_context(|| format!("{}: can't be created", dir.display()))?;
+    let name = name.to_string_lossy().replace('/', ",");
+    Ok(dir.join(format!("{name}.{suffix}")))
 }
 
 fn remove(path: &Path) -> Result<()> {
@@ -140,13 +139,5 @@ mod tests {
     fn a_relative_xdg_path_is_ignored() {
         let vars = [("XDG_CACHE_HOME", "b"), ("HOME", "/c")];
         assert_eq!(located(&vars), Path::new("/c/.cache/ecapture-dev"));
-    }
-
-    #[test]
-    fn hidden_names_stay_beside_their_entry() {
-        assert_eq!(
-            sibling(Path::new("/x/1.15"), "lock"),
-            Path::new("/x/.1.15.lock")
-        );
     }
 }

@@ -50,8 +50,9 @@ pub(crate) fn download(suite: &str, packages: &[String], dir: &Path) -> Result<V
 
 /// An apt configuration for the suite with its lists fetched: the path of its `apt.conf`.
 fn private_apt(suite: &str) -> Result<PathBuf> {
-    let apt = cache::dir()?.join(format!("apt/{suite}"));
-    let _lock = cache::Lock::take(&apt)?;
+    let name = format!("apt/{suite}");
+    let apt = cache::dir()?.join(&name);
+    let _lock = cache::Lock::take(Path::new(&name))?;
     for dir in ["state/lists/partial", "cache/archives/partial", "parts"] {
         fs::create_dir_all(apt.join(dir))?;
     }

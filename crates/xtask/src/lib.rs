@@ -13,9 +13,15 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bench;
+pub mod big;
 pub mod cache;
+pub mod cargo;
 mod debian;
+pub mod demo;
 pub mod matrix;
 pub mod process;
 pub mod run;
+pub mod setup;
+pub mod test;
 pub mod toolchain;

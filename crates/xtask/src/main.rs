@@ -2,11 +2,16 @@
 
 #![forbid(unsafe_code)]
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::matrix;
+use xtask::setup::{self, Group};
+use xtask::{bench, demo, matrix, test};
 
-/// The project's chores
+/// The project's chores. Each does its own set-up: on Debian and Ubuntu it installs what is
+/// missing, Go toolchains go to a cache directory (`ECAPTURE_CACHE_DIR`, else
+/// ~/.cache/ecapture-dev).
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Args {
@@ -16,13 +21,42 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Chore {
-    /// Build the Go test binaries that the cache lacks and print their directory
+    /// Capture the traffic of a small Go HTTPS server and client, and show it
+    Demo {
+        /// How long to capture
+        #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+        duration: u32,
+    },
+    /// Run every check and every test
+    Test(test::Options),
+    /// Measure what capturing costs: a Markdown table on standard output
+    Bench(bench::Options),
+    /// Install what the tests need, and nothing else
+    Setup,
+    /// Build the Go test binaries that the cache lacks, and print their directory
     Matrix,
 }
 
-fn main() -> Result<()> {
-    match Args::parse().chore {
-        Chore::Matrix => println!("{}", matrix::ensure_all()?.display()),
+fn main() -> ExitCode {
+    match run(Args::parse().chore) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Not as Debug, which adds a backtrace: these errors are for whoever typed the command.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
-    Ok(())
+}
+
+fn run(chore: Chore) -> Result<()> {
+    match chore {
+        Chore::Demo { duration } => demo::run(duration),
+        Chore::Test(options) => test::run(&options),
+        Chore::Bench(options) => bench::run(&options),
+        Chore::Setup => setup::ensure(Group::Test),
+        Chore::Matrix => {
+            println!("{}", matrix::ensure_all()?.display());
+            Ok(())
+        }
+    }
 }

@@ -46,10 +46,15 @@ impl Child {
     /// Starts the command. Both outputs are read by threads from the start, so it never blocks
     /// on a full pipe.
     pub fn spawn(command: &mut Command) -> Result<Self> {
+        Self::spawn_to(command, Stdio::piped())
+    }
+
+    /// The same with standard output going elsewhere, as to a file: then it is not collected.
+    pub fn spawn_to(command: &mut Command, stdout: Stdio) -> Result<Self> {
         let name = run::shown(command);
         let mut process = command
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
+            .stdout(stdout)
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("{name}: can't be started"))?;
@@ -238,7 +243,6 @@ struct Collector {
     thread: Option<JoinHandle<()>>,
 }
 
-#[derive(Default)]
 struct Output {
     bytes: Vec<u8>,
     ended: bool,
@@ -246,7 +250,12 @@ struct Output {
 
 impl Collector {
     fn start(pipe: Option<impl io::Read + Send + 'static>) -> Self {
-        let shared = Arc::new((Mutex::new(Output::default()), Condvar::new()));
+        // Without a pipe there is nothing to wait for.
+        let output = Output {
+            bytes: Vec::new(),
+            ended: pipe.is_none(),
+        };
+        let shared = Arc::new((Mutex::new(output), Condvar::new()));
         let thread = pipe.map(|pipe| {
             let shared = Arc::clone(&shared);
             thread::spawn(move || {

@@ -94,6 +94,8 @@ impl Toolchain {
             .env("GO111MODULE", "on")
             .env("GOFLAGS", "-mod=mod")
             .env("GOTELEMETRY", "off")
+            // Collecting less garbage saves a quarter of the compiler's time.
+            .env("GOGC", "400")
             .env("CGO_ENABLED", "0");
         command
     }

@@ -1,0 +1,267 @@
+//! The target is never harmed, and nothing stays behind: neither in its code nor in the kernel.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use xtask::matrix::{GoRelease, Variant};
+
+use crate::capture::{Capture, Signal};
+use crate::exchange::{LONG, Program};
+
+/// The target checks what it receives; it must not see a wrong byte. Two hundred times in all.
+fn attaching_and_detaching_does_no_harm(
+    release: GoRelease,
+    read_site: &str,
+    times_in_all: usize,
+) -> Result<()> {
+    let program = Program::new(release, Variant::Default)?;
+    // Little to write, so that most of the time goes into the probes.
+    let flags = format!("--read-site {read_site} --mapsize 64 --tsize 1");
+    let mut times = 0;
+    let mut under_load = 0;
+    while times < times_in_all {
+        let mut target = program.start("-conns 4 -minseconds 10 -sizes 1,100,16385")?;
+        while times < times_in_all && !target.has_ended()? {
+            let seen = Capture::of(&program.path(), &flags)?.stop()?.summary;
+            ensure!(seen.unreadable_events == 0, "{seen:?}");
+            under_load += usize::from(seen.events > 0);
+            times += 1;
+        }
+        target.finish()?;
+    }
+    assert!(
+        under_load > times_in_all / 2,
+        "{under_load} captures saw traffic"
+    );
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn attaching_and_detaching_does_no_harm_to_the_oldest_release() -> Result<()> {
+    attaching_and_detaching_does_no_harm(GoRelease::OLDEST, "copy", 80)
+}
+
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn attaching_and_detaching_does_no_harm_to_the_newest_release() -> Result<()> {
+    attaching_and_detaching_does_no_harm(GoRelease::NEWEST, "copy", 80)
+}
+
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn attaching_to_returns_and_detaching_does_no_harm_to_the_oldest_release() -> Result<()> {
+    attaching_and_detaching_does_no_harm(GoRelease::OLDEST, "ret", 20)
+}
+
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn attaching_to_returns_and_detaching_does_no_harm_to_the_newest_release() -> Result<()> {
+    attaching_and_detaching_does_no_harm(GoRelease::NEWEST, "ret", 20)
+}
+
+/// While a capture runs, the code differs from the file by its breakpoints; afterwards not at all.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn the_code_is_as_before_once_the_capture_has_ended() -> Result<()> {
+    for signal in [Signal::TERM, Signal::KILL] {
+        for variant in [Variant::Default, Variant::StrippedPie] {
+            let program = Program::new(GoRelease::NEWEST, variant)?;
+            let target = program.start("-conns 2 -minseconds 5 -sizes 100,4096")?;
+            assert_eq!(changed_code(target.pid(), &program.path())?, []);
+
+            let mut capture = Capture::of(&program.path(), "")?;
+            capture.wait_for_data()?;
+            let changed = changed_code(target.pid(), &program.path())?;
+            assert_eq!(changed.len(), probes(&capture.attached)?, "{changed:?}");
+            assert!(changed.iter().all(|change| change.now == BREAKPOINT));
+            let held = Held::by(capture.pid())?;
+            assert!(
+                !held.links.is_empty() && held.programs.len() >= 3,
+                "{held:?}"
+            );
+            assert!(held.exist()?, "{held:?}");
+
+            capture.child().signal(signal)?;
+            let status = capture.end()?.status;
+            assert_eq!(status.success(), signal == Signal::TERM, "{status}");
+            // The kernel takes its time with what a killed process leaves.
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while held.exist()? || !changed_code(target.pid(), &program.path())?.is_empty() {
+                ensure!(Instant::now() < deadline, "probes remain: {held:?}");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            target.finish()?;
+        }
+    }
+    Ok(())
+}
+
+/// Again and again, in the middle of the traffic.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn killing_the_capture_does_no_harm() -> Result<()> {
+    for release in [GoRelease::OLDEST, GoRelease::NEWEST] {
+        let program = Program::new(release, Variant::Default)?;
+        let mut target = program.start("-conns 4 -minseconds 4")?;
+        let mut kills = 0;
+        while !target.has_ended()? {
+            let mut capture = Capture::of(&program.path(), "")?;
+            // Not waited for: the target may be at its end.
+            capture.child().signal(Signal::KILL)?;
+            capture.end()?;
+            kills += 1;
+        }
+        target.finish()?;
+        assert!(kills > 3, "{kills}");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn nothing_is_left_in_tracefs() -> Result<()> {
+    let program = Program::newest()?;
+    let capture = Capture::of(&program.path(), "")?;
+    // Probes by perf_event_open leave no names there, not even while they are in place.
+    let name = program.path();
+    let name = name.to_str().context("not UTF-8")?;
+    let events = || -> Result<String> {
+        let file = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"]
+            .map(|dir| Path::new(dir).join("uprobe_events"))
+            .into_iter()
+            .find(|file| file.exists())
+            .context("no tracefs mounted: `cargo xtask test` does that")?;
+        Ok(fs::read_to_string(file)?)
+    };
+    assert!(!events()?.contains(name));
+    capture.stop()?;
+    assert!(!events()?.contains(name));
+    Ok(())
+}
+
+/// `int3`
+const BREAKPOINT: u8 = 0xcc;
+
+/// How many instructions the line beginning with "attached" says are probed.
+fn probes(attached: &str) -> Result<usize> {
+    let (before, _) = attached.split_once(" probes").context("no count")?;
+    let digits = before.rsplit(|c: char| !c.is_ascii_digit()).next();
+    Ok(digits.unwrap_or_default().parse()?)
+}
+
+#[derive(Debug, PartialEq, Eq)]
+#[allow(dead_code, reason = "shown when a test fails")]
+struct Change {
+    file_offset: u64,
+    file: u8,
+    now: u8,
+}
+
+/// Where the code in a process's memory differs from its file.
+fn changed_code(pid: u32, file: &Path) -> Result<Vec<Change>> {
+    let memory = File::open(format!("/proc/{pid}/mem"))?;
+    let file_bytes = fs::read(file)?;
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let name = file.to_str().context("not UTF-8")?;
+    let mut changes = Vec::new();
+    let mut compared = 0;
+    for map in maps.lines().filter(|map| map.ends_with(name)) {
+        // 00401000-0067d000 r-xp 00001000 fe:00 1234    /path
+        let fields: Vec<_> = map.split_whitespace().collect();
+        let [range, permissions, offset, ..] = fields[..] else {
+            bail!("{map}")
+        };
+        if !permissions.contains('x') {
+            continue;
+        }
+        let (begin, end) = range.split_once('-').context("no range")?;
+        let begin = u64::from_str_radix(begin, 16)?;
+        let end = u64::from_str_radix(end, 16)?;
+        let offset = u64::from_str_radix(offset, 16)?;
+        let mut code = vec![0; usize::try_from(end - begin)?];
+        memory.read_exact_at(&mut code, begin)?;
+        compared += code.len();
+        let file = &file_bytes[usize::try_from(offset)?..];
+        for ((file_offset, &now), &file) in (offset..).zip(&code).zip(file) {
+            if now != file {
+                changes.push(Change {
+                    file_offset,
+                    file,
+                    now,
+                });
+            }
+        }
+    }
+    ensure!(compared > 1 << 20, "no code to compare:\n{maps}");
+    Ok(changes)
+}
+
+/// What a process holds of the kernel's eBPF objects.
+#[derive(Debug)]
+struct Held {
+    programs: BTreeSet<u32>,
+    links: BTreeSet<u32>,
+}
+
+impl Held {
+    fn by(pid: u32) -> Result<Self> {
+        let mut held = Self {
+            programs: BTreeSet::new(),
+            links: BTreeSet::new(),
+        };
+        for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+            let info = fs::read_to_string(entry?.path())?;
+            let number = |field: &str| {
+                let value = info.lines().find_map(|line| line.strip_prefix(field))?;
+                value.trim().parse().ok()
+            };
+            match (number("link_id:"), number("prog_id:")) {
+                (Some(link), _) => drop(held.links.insert(link)),
+                (None, Some(program)) => drop(held.programs.insert(program)),
+                (None, None) => {}
+            }
+        }
+        Ok(held)
+    }
+
+    /// Whether any of it is still there.
+    fn exist(&self) -> Result<bool> {
+        for (kind, ids) in [("prog", &self.programs), ("link", &self.links)] {
+            let list = xtask::run::output(
+                Command::new(xtask::run::find("bpftool").context("no bpftool")?)
+                    .args([kind, "show", "--json"]),
+            )?;
+            let list: Vec<serde_json::Value> = serde_json::from_str(&list)?;
+            let there = list.iter().filter_map(|object| object["id"].as_u64());
+            if there
+                .into_iter()
+                .any(|id| ids.iter().any(|&held| u64::from(held) == id))
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// A target that ends, or is killed, in the middle of a capture is no problem for anybody.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn a_target_that_dies_takes_nobody_along() -> Result<()> {
+    let program = Program::newest()?;
+    let target = program.start("-conns 4 -minseconds 60")?;
+    let capture = Capture::of_pid(target.pid(), "")?;
+    capture.wait_for_data()?;
+    drop(target); // killed
+    let started = Instant::now();
+    let captured = capture.finish()?;
+    assert!(started.elapsed() < LONG);
+    assert!(captured.summary.events > 0);
+    Ok(())
+}

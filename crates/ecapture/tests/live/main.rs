@@ -1,0 +1,19 @@
+//! Live tests: the real `ecapture` on this kernel, with real Go programs.
+//!
+//! Most need root and the test binaries, so they are ignored unless asked for; `cargo xtask test`
+//! does all the set-up and asks for them. Without root they fail, they don't skip.
+//!
+//! [`exchange`] is the Go program whose log says what really went through crypto/tls, [`capture`]
+//! is ecapture and what it showed; a test compares the two.
+#![forbid(unsafe_code)]
+
+mod capture;
+mod exact;
+mod exchange;
+mod harmless;
+mod incomplete;
+mod output;
+mod payload;
+mod process;
+mod third_party;
+mod wrong_input;

@@ -1,0 +1,40 @@
+//! Cargo, called by cargo: for the workspace this crate was built from.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::run;
+
+/// The checkout's root.
+#[must_use]
+pub fn workspace() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
+    root.expect("this crate lies in crates/xtask").to_owned()
+}
+
+/// The command `cargo`, in the checkout's root.
+#[must_use]
+pub fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace());
+    // Set for us by the cargo that runs us; they are not meant for another build.
+    for name in [
+        "CARGO_MANIFEST_DIR",
+        "CARGO_MANIFEST_PATH",
+        "CARGO_PKG_NAME",
+    ] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Builds the optimised `ecapture`: its path.
+pub fn build_ecapture() -> Result<PathBuf> {
+    eprintln!("building ecapture (cargo build --release)");
+    run::visibly(cargo().args(["build", "--release", "--quiet", "--package", "ecapture"]))?;
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    Ok(workspace().join(target).join("release/ecapture"))
+}
