@@ -271,7 +271,7 @@ impl Slot {
                 stale.extend(
                     found
                         .into_iter()
-                        .filter(|filter| is_ours(filter))
+                        .filter(is_ours)
                         .filter(|filter| free.iter().any(|slot| slot.handle == filter.handle))
                         .map(|filter| Filter {
                             ifindex,

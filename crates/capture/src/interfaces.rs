@@ -1,7 +1,10 @@
 //! Network interfaces: which there are, and what their packets begin with.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::Error;
 
@@ -157,43 +160,73 @@ pub(crate) fn all_indices() -> io::Result<Vec<u32>> {
     Ok(list()?.iter().map(|interface| interface.ifindex).collect())
 }
 
-/// getifaddrs(3) lists each interface once with an address of family AF_PACKET, in which the kernel's
-/// number and hardware type stand.
+/// By if_nameindex(3) and the requests of netdevice(7). (getifaddrs(3) would be one call, but says
+/// nothing of interfaces that have no hardware address.)
 fn list() -> io::Result<Vec<Found>> {
-    let mut first: *mut libc::ifaddrs = std::ptr::null_mut();
-    // SAFETY: The pointer to the list goes to a variable of ours.
-    if unsafe { libc::getifaddrs(&mut first) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let mut found = Vec::new();
-    let mut next = first;
-    while !next.is_null() {
-        // SAFETY: An entry of the list, which is freed below.
-        let entry = unsafe { &*next };
-        next = entry.ifa_next;
-        if entry.ifa_addr.is_null() {
-            continue;
-        }
-        // SAFETY: Every address begins with its family.
-        if i32::from(unsafe { (*entry.ifa_addr).sa_family }) != libc::AF_PACKET {
-            continue;
-        }
-        // SAFETY: Addresses of this family have this form; libc allocates them aligned for all.
-        let address = unsafe { &*entry.ifa_addr.cast::<libc::sockaddr_ll>() };
-        // SAFETY: A C string in the entry.
-        let name = unsafe { CStr::from_ptr(entry.ifa_name) };
-        found.push(Found {
-            name: name.to_string_lossy().into_owned(),
-            ifindex: address.sll_ifindex.cast_unsigned(),
-            hardware: address.sll_hatype,
-            up: entry.ifa_flags & libc::IFF_UP.cast_unsigned() != 0,
-            loopback: entry.ifa_flags & libc::IFF_LOOPBACK.cast_unsigned() != 0,
-        });
-    }
-    // SAFETY: Made by getifaddrs, and no entry of it is used any more.
-    unsafe { libc::freeifaddrs(first) };
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    let mut found: Vec<_> = names()?
+        .into_iter()
+        // One that has gone meanwhile is left out.
+        .filter_map(|(ifindex, name)| look_up(&socket, ifindex, name).ok())
+        .collect();
     found.sort_by_key(|interface| interface.ifindex);
     Ok(found)
+}
+
+fn names() -> io::Result<Vec<(u32, CString)>> {
+    // SAFETY: Nothing goes in.
+    let list = unsafe { libc::if_nameindex() };
+    if list.is_null() {
+        return Err(io::Error::last_os_error());
+    }
+    let mut names = Vec::new();
+    let mut next = list;
+    loop {
+        // SAFETY: The list goes on until an entry with index 0.
+        let entry = unsafe { &*next };
+        if entry.if_index == 0 {
+            break;
+        }
+        // SAFETY: A C string that belongs to the entry.
+        let name = unsafe { CStr::from_ptr(entry.if_name) };
+        names.push((entry.if_index, name.to_owned()));
+        // SAFETY: This was not the last one.
+        next = unsafe { next.add(1) };
+    }
+    // SAFETY: Made by if_nameindex, and not used any more.
+    unsafe { libc::if_freenameindex(list) };
+    Ok(names)
+}
+
+fn look_up(socket: &OwnedFd, ifindex: u32, name: CString) -> io::Result<Found> {
+    let ask = |what: libc::Ioctl| {
+        // SAFETY: Zeros are a valid struct ifreq.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, &from) in request.ifr_name.iter_mut().zip(name.as_bytes_with_nul()) {
+            *to = from as libc::c_char;
+        }
+        // SAFETY: The kernel reads and fills in the structure.
+        match unsafe { libc::ioctl(socket.as_raw_fd(), what, &mut request) } {
+            0 => Ok(request.ifr_ifru),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: This request fills in this member of the union.
+    let flags = i32::from(unsafe { ask(libc::SIOCGIFFLAGS)?.ifru_flags });
+    // SAFETY: And this one this member.
+    let hardware = unsafe { ask(libc::SIOCGIFHWADDR)?.ifru_hwaddr.sa_family };
+    Ok(Found {
+        name: name.to_string_lossy().into_owned(),
+        ifindex,
+        hardware,
+        up: flags & libc::IFF_UP != 0,
+        loopback: flags & libc::IFF_LOOPBACK != 0,
+    })
 }
 
 #[cfg(test)]

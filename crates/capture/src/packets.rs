@@ -133,6 +133,11 @@ impl PacketCapture {
     ///
     /// Without a target, packets of [`Filters::pid`] are captured whatever it runs, or with
     /// [`PacketOptions::all_packets`] those of everybody.
+    ///
+    /// A target's are the packets of the sockets that it makes, binds, or has when it starts or when
+    /// the capture does. A child that a target forks is a target once it runs the executable from
+    /// its entry point on: Go programs don't fork otherwise. Interfaces that appear later are not
+    /// captured.
     pub fn attach(
         target: Option<PacketTarget<'_>>,
         options: &PacketOptions,
@@ -389,7 +394,7 @@ fn configure(
     let rodata = open.maps.rodata_data.as_deref_mut().ok_or_else(missing)?;
     rodata.all_packets = options.all_packets.into();
     rodata.snap_length = snaplen;
-    rodata.wake_threshold = u64::from(ring_bytes) / 4;
+    rodata.wake_threshold = u64::from(ring_bytes) / 8;
     if !options.all_packets {
         rodata.filter_pid = options.filters.pid.unwrap_or(0);
         rodata.filter_by_uid = options.filters.uid.is_some().into();
@@ -427,19 +432,26 @@ fn own_sockets(
         multipath_listeners: handle(&skeleton.maps.multipath_listeners)?,
         variables: MmapOptions::new()
             .len(rustix::param::page_size())
-            .map_raw(&skeleton.maps.bss.as_fd().as_raw_fd())
+            .map_raw(skeleton.maps.bss.as_fd().as_raw_fd())
             .map_err(system("mapping the variables of the eBPF programs"))?,
     };
     let filters = options.filters;
     let running = if options.all_packets {
         sockets::running(None, None)?
     } else {
-        for (program, name) in [
-            (&programs.exec_process, "sched_process_exec"),
-            (&programs.exit_process, "sched_process_exit"),
-        ] {
+        let raw_tracepoint = |program: &ProgramMut<'static>, name: &str| {
             let attach = || program.attach_raw_tracepoint(name);
-            links.push(attach_link(&format!("the tracepoint {name}"), attach)?);
+            attach_link(&format!("the tracepoint {name}"), attach)
+        };
+        links.push(raw_tracepoint(
+            &programs.exit_process,
+            "sched_process_exit",
+        )?);
+        if target.is_some() {
+            links.push(raw_tracepoint(
+                &programs.exec_process,
+                "sched_process_exec",
+            )?);
         }
         if let Some(target) = target {
             let path = target.executable.descriptor_path();
@@ -454,7 +466,11 @@ fn own_sockets(
             links.push(attach_link(&place, attach)?);
         }
         match (filters.pid, target) {
-            (Some(pid), _) => vec![pid],
+            (Some(pid), _) => {
+                let uid = filters.uid;
+                let wanted = uid.is_none_or(|uid| sockets::real_user(pid) == Some(uid));
+                wanted.then_some(pid).into_iter().collect()
+            }
             (None, Some(target)) => {
                 sockets::running(Some(target.executable.identity()), filters.uid)?
             }

@@ -203,7 +203,7 @@ fn identity(pid: u32) -> Option<Identity> {
 }
 
 /// The user that `bpf_get_current_uid_gid` tells: the first number of proc(5), status, "Uid".
-fn real_user(pid: u32) -> Option<u32> {
+pub(crate) fn real_user(pid: u32) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     line.split_whitespace().next()?.parse().ok()

@@ -73,7 +73,7 @@ pub(crate) fn translate(
         assembler.jump_if(JEQ, R0, 0, Label::Untagged(0));
         // TAG = protocol and control information, as the four bytes on the wire.
         assembler.load_field(TAG, SKB_VLAN_PROTOCOL);
-        assembler.to_big_endian(TAG, 2);
+        assembler.swap_to_big_endian(TAG, 2);
         assembler.push(ALU64 | LSH | OPERAND_K, TAG, 0, 0, 16);
         assembler.load_field(R0, SKB_VLAN_TCI);
         assembler.push(ALU64 | OR | OPERAND_X, TAG, R0, 0, 0);
@@ -402,7 +402,7 @@ impl Assembler {
         };
         self.push(LDX_MEM | code, to, FP, BUFFER, 0);
         if size > 1 {
-            self.to_big_endian(to, size);
+            self.swap_to_big_endian(to, size);
         }
     }
 
@@ -419,7 +419,7 @@ impl Assembler {
     }
 
     /// Swaps bytes between the network's order and the machine's.
-    fn to_big_endian(&mut self, register: u8, bytes: u32) {
+    fn swap_to_big_endian(&mut self, register: u8, bytes: u32) {
         self.push(ALU | END_TO_BIG, register, 0, 0, 8 * bytes.cast_signed());
     }
 

@@ -29,7 +29,20 @@ fn role() {
     match std::env::var("PACKETS_ROLE").as_deref() {
         Ok("server") => serve(),
         Ok("client") => be_client(),
+        Ok("inherit") => inherit(),
         _ => {}
+    }
+}
+
+/// Listens with a socket that somebody else has made: as standard input.
+fn inherit() {
+    let stdin = std::os::fd::AsFd::as_fd(&std::io::stdin())
+        .try_clone_to_owned()
+        .unwrap();
+    let listener = TcpListener::from(stdin);
+    say("ready");
+    for stream in listener.incoming() {
+        std::io::copy(&mut stream.as_ref().unwrap(), &mut stream.as_ref().unwrap()).unwrap();
     }
 }
 
@@ -89,7 +102,7 @@ fn be_client() {
             }
             "use" => exchange(open.as_ref().unwrap(), 5000),
             "close" => finish(open.take().unwrap()),
-            "udp" => {
+            "udp" | "udp-small" => {
                 let address: SocketAddr = address.parse().unwrap();
                 let any: IpAddr = if address.is_ipv4() {
                     "0.0.0.0".parse().unwrap()
@@ -100,7 +113,8 @@ fn be_client() {
                 socket.connect(address).unwrap();
                 let mut buffer = [0; 65536];
                 // The last one is fragmented, even on lo if it is large enough.
-                for length in [1, 1000, 5000] {
+                let lengths = if verb == "udp" { 3 } else { 2 };
+                for length in [1, 1000, 5000].into_iter().take(lengths) {
                     socket.send(&vec![9; length]).unwrap();
                     assert_eq!(socket.recv(&mut buffer).unwrap(), length);
                 }
@@ -903,6 +917,158 @@ fn full_ring_is_counted_for_its_interface() {
     assert_eq!(statistics.matched, captured + statistics.dropped);
     assert_eq!(counters.lost_records, statistics.dropped);
     assert!(counters.lost_bytes > 0);
+}
+
+/// As systemd starts a server that it listens for, and a server its successor.
+#[test]
+#[ignore = "needs root: run `cargo xtask test`"]
+fn socket_that_a_target_inherits_is_its_own() {
+    let namespace = Namespace::new();
+    let file = TargetFile::new();
+    let mut client = Program::client(&others(), &namespace);
+    let listener = namespace.enter(|| TcpListener::bind("127.0.0.1:0").unwrap());
+    let port = listener.local_addr().unwrap().port();
+    let capture = file.capture(&options_in(&client, "lo"));
+    let mut collector = Collector::new(&capture);
+    let mut target = Command::new(&file.path)
+        .args(["--exact", "role", "--include-ignored", "--nocapture"])
+        .env("PACKETS_ROLE", "inherit")
+        .stdin(Stdio::from(OwnedFd::from(listener)))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stdout = BufReader::new(target.stdout.take().unwrap());
+    assert!(stdout.lines().any(|line| line.unwrap() == "@ready"));
+    // The listener is taken over within moments, not at once.
+    let deadline = Instant::now() + Duration::from_secs(3);
+    while collector.look().is_empty() && Instant::now() < deadline {
+        client.tell(&format!("open 127.0.0.1:{port}"));
+        client.tell("close");
+    }
+    let found = collector.look().first().map(|packet| packet.receiver);
+    target.kill().unwrap();
+    target.wait().unwrap();
+    assert_eq!(found, Some(Some(target.id())));
+}
+
+/// The kernel takes VLAN tags out of packets; in a capture they are where they were.
+#[test]
+#[ignore = "needs root: run `cargo xtask test`"]
+fn vlan_tags_are_put_back() {
+    let (here, there) = Namespace::pair();
+    let somebody = Program::client(&others(), &here);
+    let options = PacketOptions {
+        all_packets: true,
+        filter: Some("vlan 100 and udp dst port 53 and len = 64".into()),
+        ..options_in(&somebody, "left")
+    };
+    let capture = PacketCapture::attach(None, &options).unwrap();
+    let mut collector = Collector::new(&capture);
+    let mut packet = vec![0xff; 6];
+    packet.extend([2, 0, 0, 0, 0, 9, 0x81, 0x00, 0x20, 100, 0x08, 0x00]);
+    packet.extend([0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0, 0]);
+    packet.extend([10, 9, 0, 9, 10, 9, 0, 1, 0x30, 0x39, 0, 53, 0, 26, 0, 0]);
+    packet.extend(*b"eighteen bytes....");
+    assert_eq!(packet.len(), 64);
+    let sender = Witness::new(&there, "right");
+    // SAFETY: The packet has the length said.
+    let send = |packet: &[u8]| unsafe {
+        libc::send(
+            sender.socket.as_raw_fd(),
+            packet.as_ptr().cast(),
+            packet.len(),
+            0,
+        )
+    };
+    let mut untagged = packet.clone();
+    untagged.drain(12..16);
+    assert_eq!(send(&untagged), 60);
+    assert_eq!(send(&packet), 64);
+    let deadline = Instant::now() + Duration::from_secs(3);
+    while collector.look().is_empty() && Instant::now() < deadline {}
+    let found: Vec<_> = collector.look().iter().map(|found| &found.bytes).collect();
+    assert_eq!(found, [&packet]);
+}
+
+/// A tun device has no link-layer header.
+#[test]
+#[ignore = "needs root: run `cargo xtask test`"]
+fn packets_of_a_tunnel_begin_with_ip() {
+    let namespace = Namespace::new();
+    let file = TargetFile::new();
+    namespace.run(&["ip", "tuntap", "add", "mode", "tun", "name", "tun0"]);
+    namespace.run(&["ip", "addr", "add", "10.8.0.1/24", "dev", "tun0"]);
+    namespace.run(&["ip", "link", "set", "tun0", "up"]);
+    let mut tunnel = namespace.enter(open_tunnel);
+    let mut target = Program::client(&file.path, &namespace);
+    let options = PacketOptions {
+        filter: Some("udp and host 10.8.0.2".into()),
+        ..options_in(&target, "tun0")
+    };
+    let capture = file.capture(&options);
+    assert_eq!(capture.interfaces()[0].link_type, capture::LinkType::RawIp);
+    assert_eq!(capture.interfaces()[0].link_type.number(), 101);
+    let mut collector = Collector::new(&capture);
+    // Answers what the target sends by turning it around.
+    let answers = std::thread::spawn(move || {
+        let mut buffer = [0; 2000];
+        let mut turned = 0;
+        while turned < 2 {
+            let length = tunnel.read(&mut buffer).unwrap();
+            let packet = &mut buffer[..length];
+            if packet[0] != 0x45 || packet[9] != 17 {
+                continue;
+            }
+            let (source, destination) = packet[12..20].split_at_mut(4);
+            source.swap_with_slice(destination);
+            let (from, to) = packet[20..24].split_at_mut(2);
+            from.swap_with_slice(to);
+            tunnel.write_all(packet).unwrap();
+            turned += 1;
+        }
+    });
+    target.tell("udp-small 10.8.0.2:7");
+    answers.join().unwrap();
+    let pid = Some(target.pid());
+    let found: Vec<_> = collector
+        .look()
+        .iter()
+        .map(|packet| {
+            (
+                packet.bytes.len(),
+                packet.direction,
+                packet.sender,
+                packet.receiver,
+            )
+        })
+        .collect();
+    let (sent, received) = (PacketDirection::Outbound, PacketDirection::Inbound);
+    assert_eq!(
+        found,
+        [
+            (29, sent, pid, None),
+            (29, received, None, pid),
+            (1028, sent, pid, None),
+            (1028, received, None, pid)
+        ]
+    );
+}
+
+fn open_tunnel() -> fs::File {
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+        .unwrap();
+    // struct ifreq: a name, then flags (include/uapi/linux/if_tun.h: IFF_TUN | IFF_NO_PI).
+    let mut request = [0u8; 40];
+    request[..4].copy_from_slice(b"tun0");
+    request[16..18].copy_from_slice(&0x1001u16.to_ne_bytes());
+    const TUNSETIFF: libc::Ioctl = 0x400454ca;
+    // SAFETY: The request has the size of struct ifreq.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, request.as_mut_ptr()) };
+    assert_eq!(result, 0);
+    file
 }
 
 /// What `bpftool net` and `tc` say of a namespace.
