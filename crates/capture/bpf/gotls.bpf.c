@@ -14,8 +14,10 @@
 #include <linux/bpf.h>
 #include <stdbool.h>
 #include <bpf/bpf_helpers.h>
+#include "process.h"
 #include "record.h"
 #include "registers.h"
+#include "ring.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
@@ -51,27 +53,10 @@ const volatile struct target {
 	__u32 read_capacity;
 } target = {};
 
-/* Only this process; 0: all. */
-const volatile __u32 filter_pid = 0;
-/* Only processes of this user, if asked for. */
-const volatile __u8 filter_by_uid = 0;
-const volatile __u32 filter_uid = 0;
 /* Capture at most this many bytes of a call; 0: all. */
 const volatile __u64 capture_limit = 0;
-/* The pid namespace to report pids of; inode 0: the initial one. */
-const volatile __u64 pid_namespace_device = 0;
-const volatile __u64 pid_namespace_inode = 0;
-/* Wake user space when this many bytes wait in the ring. */
-const volatile __u64 wake_threshold = 0;
 /* These programs are loaded as sleepable ones: memory that is paged out can be fetched. */
 const volatile __u8 may_fault = 0;
-
-struct shared_state shared = {};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 4096); /* set by user space */
-} ring SEC(".maps");
 
 struct connection_key {
 	__u64 conn;
@@ -105,11 +90,6 @@ struct {
 struct data_record *unused_data_record __attribute__((unused));
 struct close_record *unused_close_record __attribute__((unused));
 struct key_record *unused_key_record __attribute__((unused));
-
-static __always_inline void count(__u64 *counter, __u64 amount)
-{
-	__sync_fetch_and_add(counter, amount);
-}
 
 /* Reads the target's memory. What the programs need is there nearly always; the fallback is for
  * memory that was paged out. */
@@ -159,46 +139,11 @@ static __always_inline bool argument(const struct registers *registers, const in
 	return false;
 }
 
-/* Whether to wake user space, asked once per record. */
-static __always_inline __u64 wakeup_flags(void)
-{
-	__u32 wake = *(volatile __u32 *)&shared.wake;
-
-	if (wake == WAKE_NOBODY)
-		return BPF_RB_NO_WAKEUP;
-	if (wake == WAKE_UNDER_PRESSURE &&
-	    bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) < wake_threshold)
-		return BPF_RB_NO_WAKEUP;
-	*(volatile __u32 *)&shared.wake = WAKE_NOBODY;
-	return BPF_RB_FORCE_WAKEUP;
-}
-
-struct process {
-	__u32 pid;
-	__u32 tid;
-};
-
 /* Says who runs, and whether the user wants to see it. */
 static __always_inline bool wanted_process(struct process *process)
 {
-	if (pid_namespace_inode) {
-		struct bpf_pidns_info ids;
-
-		/* Fails for processes that our own pid namespace does not show. */
-		if (bpf_get_ns_current_pid_tgid(pid_namespace_device, pid_namespace_inode, &ids,
-						sizeof(ids)))
-			return false;
-		process->pid = ids.tgid;
-		process->tid = ids.pid;
-	} else {
-		__u64 ids = bpf_get_current_pid_tgid();
-
-		process->pid = ids >> 32;
-		process->tid = (__u32)ids;
-	}
-	if (filter_pid && process->pid != filter_pid)
-		return false;
-	return !filter_by_uid || (__u32)bpf_get_current_uid_gid() == filter_uid;
+	return current_process(process) && (!filter_pid || process->pid == filter_pid) &&
+	       wanted_user();
 }
 
 /* One call of Write or Read, or what is left of it. */

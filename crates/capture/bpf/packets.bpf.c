@@ -21,34 +21,18 @@
 #include <stdbool.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
+#include "process.h"
 #include "record.h"
+#include "ring.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
 /* Record what passes, whoever owns it, and know every process. */
 const volatile __u8 all_packets = 0;
-/* Only this process; 0: all that are in `targets`. */
-const volatile __u32 filter_pid = 0;
-/* Only processes of this user, if asked for. */
-const volatile __u8 filter_by_uid = 0;
-const volatile __u32 filter_uid = 0;
 /* Capture at most this many bytes of a packet: 1 to PACKET_MAX. */
 const volatile __u32 snap_length = PACKET_MAX;
-/* The pid namespace to report pids of; inode 0: the initial one. */
-const volatile __u64 pid_namespace_device = 0;
-const volatile __u64 pid_namespace_inode = 0;
-/* Wake user space when this many bytes wait in the ring. */
-const volatile __u64 wake_threshold = 0;
-
-struct shared_state shared = {};
-
 /* Set by user space once `multipath_listeners` has entries. */
 __u32 has_multipath_listeners = 0;
-
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 4096); /* set by user space */
-} ring SEC(".maps");
 
 /* Pids of target processes that began to run, for user space to look after the sockets that they
  * inherited. */
@@ -167,30 +151,14 @@ struct packet_record *unused_packet_record __attribute__((unused));
 struct interface *unused_interface __attribute__((unused));
 struct listener_key *unused_listener_key __attribute__((unused));
 
-static __always_inline void count(__u64 *counter, __u64 amount)
-{
-	__sync_fetch_and_add(counter, amount);
-}
-
 /* ---- Processes and their sockets ---- */
 
 /* The pid of the current process in our own pid namespace; 0 if that does not show it. */
 static __always_inline __u32 current_pid(void)
 {
-	if (pid_namespace_inode) {
-		struct bpf_pidns_info ids;
+	struct process process = {};
 
-		if (bpf_get_ns_current_pid_tgid(pid_namespace_device, pid_namespace_inode, &ids,
-						sizeof(ids)))
-			return 0;
-		return ids.tgid;
-	}
-	return bpf_get_current_pid_tgid() >> 32;
-}
-
-static __always_inline bool wanted_user(void)
-{
-	return !filter_by_uid || (__u32)bpf_get_current_uid_gid() == filter_uid;
+	return current_process(&process) ? process.pid : 0;
 }
 
 /* Fills in who runs; false if that is nobody whose sockets we want to know. */
@@ -658,20 +626,6 @@ static __always_inline bool find_ends(struct __sk_buff *packet, const struct hea
 }
 
 /* ---- The packet's way to user space ---- */
-
-/* Whether to wake user space, asked once per record. */
-static __always_inline __u64 wakeup_flags(void)
-{
-	__u32 wake = *(volatile __u32 *)&shared.wake;
-
-	if (wake == WAKE_NOBODY)
-		return BPF_RB_NO_WAKEUP;
-	if (wake == WAKE_UNDER_PRESSURE &&
-	    bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) < wake_threshold)
-		return BPF_RB_NO_WAKEUP;
-	*(volatile __u32 *)&shared.wake = WAKE_NOBODY;
-	return BPF_RB_FORCE_WAKEUP;
-}
 
 /* What goes into a record besides the packet. */
 struct note {
