@@ -114,15 +114,13 @@ struct Text<'a>(&'a [u8]);
 
 impl fmt::Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self
-            .0
-            .iter()
-            .all(|&byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\')
-        {
-            return write!(f, "\"{}\"", self.0.escape_ascii());
+        let text = String::from_utf8_lossy(self.0);
+        let plain = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
+        if text.bytes().all(plain) {
+            return write!(f, "\"{text}\"");
         }
-        let text = serde_json::to_string(&String::from_utf8_lossy(self.0));
-        f.write_str(&text.map_err(|_| fmt::Error)?)
+        let text = serde_json::to_string(&text).map_err(|_| fmt::Error)?;
+        f.write_str(&text)
     }
 }
 
@@ -181,6 +179,11 @@ mod tests {
             }
             prop_assert_eq!(found, expected);
         }
+    }
+
+    #[test]
+    fn an_apostrophe_in_a_name_needs_no_escape() {
+        assert_eq!(Text(b"it's").to_string(), "\"it's\"");
     }
 
     #[test]

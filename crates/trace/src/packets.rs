@@ -1,8 +1,8 @@
 //! A capture file that can be decrypted in one pass: the keys of a TLS session precede its packets.
 //!
-//! A program computes its keys when the first encrypted packets are there already. So packets wait for
-//! [`PacketSink::HOLD_NS`] before they are written, and keys don't. What waits is bounded by
-//! [`PacketSink::WAITING_MAX`] bytes: beyond that, the oldest packets are written earlier.
+//! A program computes its keys when the first encrypted packets are there already. So packets wait, in
+//! the order of time, for [`PacketSink::HOLD_NS`] before they are written, and keys don't. What waits is
+//! bounded by [`PacketSink::WAITING_MAX`] bytes: beyond that, the oldest packets are written earlier.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -81,7 +81,15 @@ impl<W: Write> PacketSink<W> {
     /// Takes a packet. `realtime_offset_ns` leads from its clock to the wall clock.
     pub fn packet(&mut self, packet: &PacketRecord<'_>, realtime_offset_ns: i64) -> io::Result<()> {
         self.waiting_bytes += packet.bytes.len();
-        self.waiting.push_back(Waiting {
+        // Processors note the time before they get their place in the ring buffer, so that neighbours
+        // can be in the wrong order. Nearly always the place is the last one.
+        let before = |waiting: &Waiting| waiting.time_ns <= packet.time_ns;
+        let place = self
+            .waiting
+            .iter()
+            .rposition(before)
+            .map_or(0, |last| last + 1);
+        let waiting = Waiting {
             time_ns: packet.time_ns,
             time: Timestamp::from_monotonic(packet.time_ns, realtime_offset_ns),
             interface: packet.interface,
@@ -92,7 +100,8 @@ impl<W: Write> PacketSink<W> {
             length: packet.length,
             bytes: packet.bytes.into(),
             comment: comment(packet.sender.as_ref(), packet.receiver.as_ref()),
-        });
+        };
+        self.waiting.insert(place, waiting);
         if self.waiting_bytes > Self::WAITING_MAX {
             self.write_keys()?;
             self.write_oldest()?;
@@ -238,6 +247,23 @@ mod tests {
             }
         );
         assert_eq!(blocks(&file), [KEYS, PACKET, PACKET]);
+    }
+
+    #[test]
+    fn packets_are_written_in_order_of_time() {
+        let mut file = Vec::new();
+        let writer = PcapngWriter::new(&mut file, &Section::default(), &[]).unwrap();
+        let mut sink = PacketSink::new(writer);
+        for (time, name) in [(10, b"c"), (5, b"a"), (7, b"b"), (11, b"d")] {
+            sink.packet(&packet(time, name), 0).unwrap();
+        }
+        sink.finish(&[]).unwrap();
+        let names: Vec<_> = file
+            .windows(4)
+            .filter(|window| window[1..] == [0, 0, 0] && (b'a'..=b'd').contains(&window[0]))
+            .map(|window| window[0])
+            .collect();
+        assert_eq!(names, b"abcd");
     }
 
     #[test]
