@@ -86,6 +86,8 @@ pub fn run(options: &Options) -> Result<()> {
         );
     }
 
+    bulk_table(&exchange, &ecapture, options.repeat)?;
+
     if !options.no_big {
         let big = big::binary(release)?;
         let starts = (0..options.repeat)
@@ -116,6 +118,96 @@ pub fn run(options: &Options) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Bulk transfer over `lo`, with and without capturing its packets.
+fn bulk_table(exchange: &Path, ecapture: &Path, repeat: u32) -> Result<()> {
+    let mut samples: [Vec<Bulk>; 2] = Default::default();
+    for turn in 1..=repeat {
+        eprintln!("bulk transfer: {turn}/{repeat}");
+        for (packets, samples) in [false, true].into_iter().zip(&mut samples) {
+            samples.push(bulk(exchange, ecapture, packets)?);
+        }
+    }
+    println!(
+        "\nTLS bulk transfer over lo, {BULK_MESSAGES} messages of {BULK_SIZE} B, packets to /dev/null:\n"
+    );
+    println!("| mode | median MB/s | ratio | packets | lost |");
+    println!("|---|---|---|---|---|");
+    let rate = |samples: &[Bulk]| median(samples.iter().map(|sample| sample.mb_per_s));
+    let plain = rate(&samples[0]);
+    println!("| no capture | {plain} | 1.00 | – | – |");
+    let captured = rate(&samples[1]);
+    let sum = |count: fn(&Bulk) -> u64| samples[1].iter().map(count).sum::<u64>();
+    println!(
+        "| pcap | {captured} | {:.2} | {} | {} |",
+        captured as f64 / plain as f64,
+        sum(|sample| sample.packets),
+        sum(|sample| sample.lost)
+    );
+    Ok(())
+}
+
+const BULK_MESSAGES: u32 = 20_000;
+const BULK_SIZE: u32 = 65_536;
+
+/// One measurement of a bulk transfer.
+struct Bulk {
+    mb_per_s: u64,
+    packets: u64,
+    lost: u64,
+}
+
+fn bulk(exchange: &Path, ecapture: &Path, packets: bool) -> Result<Bulk> {
+    let mut target = Child::spawn(
+        Command::new(exchange)
+            .arg("-hold")
+            .args(["-throughput", &BULK_MESSAGES.to_string()])
+            .args(["-size", &BULK_SIZE.to_string()]),
+    )?;
+    target.wait_for_prefix(Stream::Stdout, PATIENCE, "{\"addr\"")?;
+    let capture = if packets {
+        let mut command = Command::new(ecapture);
+        command.args([
+            "gotls",
+            "-m",
+            "pcap",
+            "-w",
+            "/dev/null",
+            "-i",
+            "lo",
+            "--pid",
+        ]);
+        let child = Child::spawn_to(command.arg(target.pid().to_string()), Stdio::null())?;
+        child.wait_for_prefix(Stream::Stderr, PATIENCE, "attached")?;
+        Some(child)
+    } else {
+        None
+    };
+    target.send_line("go")?;
+    let result = result_line(
+        &target.finish(PATIENCE)?.success()?.stdout_text(),
+        "throughput",
+    )?;
+    let mb_per_s = result["mb_per_s"].as_f64().context("no mb_per_s")? as u64;
+    let summary = match capture {
+        Some(child) => child.finish(PATIENCE)?.success()?.stderr_text(),
+        None => String::new(),
+    };
+    let summary = summary_line(&summary);
+    Ok(Bulk {
+        mb_per_s,
+        packets: number_after(summary, "summary:").unwrap_or_default(),
+        lost: number_after(summary, "lost:").unwrap_or_default(),
+    })
+}
+
+/// The exchange program's line with the result of this benchmark.
+fn result_line(stdout: &str, event: &str) -> Result<serde_json::Value> {
+    let event = format!("\"event\":\"{event}\"");
+    let line = stdout.lines().find(|line| line.contains(&event));
+    let line = line.context("the exchange program printed no result")?;
+    Ok(serde_json::from_str(line)?)
 }
 
 /// One measurement of a ping-pong. Times are per round trip, in nanoseconds.
@@ -156,10 +248,10 @@ fn pingpong(
         }
     };
     target.send_line("go")?;
-    let target = target.finish(PATIENCE)?.success()?.stdout_text();
-    let line = target.lines().find(|line| line.contains("\"pingpong\""));
-    let result: serde_json::Value =
-        serde_json::from_str(line.context("the exchange program printed no result")?)?;
+    let result = result_line(
+        &target.finish(PATIENCE)?.success()?.stdout_text(),
+        "pingpong",
+    )?;
     let number = |field: &str| {
         result[field]
             .as_u64()
@@ -172,8 +264,8 @@ fn pingpong(
     };
     let summary = summary.as_deref().map(summary_line).unwrap_or_default();
     let (events, lost) = (
-        events_after(summary, "summary:"),
-        events_after(summary, "lost:"),
+        number_after(summary, "summary:"),
+        number_after(summary, "lost:"),
     );
     if let Some(events) = events {
         // Two writes and two reads in each.
@@ -231,10 +323,10 @@ fn summary_line(stderr: &str) -> &str {
         .unwrap_or_default()
 }
 
-/// The number of events behind `label`: `summary: 12 events, …; lost: 0 events, …`.
-fn events_after(summary: &str, label: &str) -> Option<u64> {
+/// The number behind `label`: `summary: 12 events, …; lost: 0 events, …`.
+fn number_after(summary: &str, label: &str) -> Option<u64> {
     let (_, rest) = summary.split_once(label)?;
-    rest.trim_start().split_once(" events")?.0.parse().ok()
+    rest.split_whitespace().next()?.parse().ok()
 }
 
 fn median(samples: impl Iterator<Item = u64>) -> u64 {
@@ -251,9 +343,9 @@ mod tests {
     fn counts_are_found_behind_their_label() {
         let line =
             "summary: 88000 events, 8800000 bytes on 2 connections; lost: 3 events, 300 bytes";
-        assert_eq!(events_after(line, "summary:"), Some(88000));
-        assert_eq!(events_after(line, "lost:"), Some(3));
-        assert_eq!(events_after(line, "missing:"), None);
+        assert_eq!(number_after(line, "summary:"), Some(88000));
+        assert_eq!(number_after(line, "lost:"), Some(3));
+        assert_eq!(number_after(line, "missing:"), None);
     }
 
     #[test]
