@@ -8,7 +8,7 @@ use libbpf_rs::{Link, UprobeOpts};
 
 use crate::error::kernel_release;
 use crate::load::{Repeat, load};
-use crate::process::effective_user_can_trace;
+use crate::process::{effective_user_can_trace, is_admin};
 use crate::skeleton::GotlsSkel;
 use crate::target::{has_label, target};
 use crate::{Error, Executable, Reader, libbpf_log};
@@ -238,6 +238,14 @@ fn attach_error(function: Function, site: &Site, error: &libbpf_rs::Error, log: 
             kernel: kernel_release(),
             since: "4.17",
             option: "CONFIG_UPROBE_EVENTS (and /sys has to be mounted)",
+        };
+    }
+    // perf_uprobe_event_init in kernel/events/core.c: CAP_PERFMON was enough from 5.8 on, and no longer
+    // is since 6.16 and the stable kernels of July 2025.
+    if error.kind() == libbpf_rs::ErrorKind::PermissionDenied && !is_admin() {
+        return Error::MissingCapabilities {
+            what: "attach uprobes, for which this kernel wants more than CAP_PERFMON",
+            missing: "CAP_SYS_ADMIN".into(),
         };
     }
     let reason = match log.lines().next_back() {

@@ -99,6 +99,13 @@ pub fn effective_user_can_trace() -> Result<(), Error> {
     })
 }
 
+/// Whether we hold CAP_SYS_ADMIN; true if we can't tell.
+pub(crate) fn is_admin() -> bool {
+    capabilities(None).map_or(true, |held| {
+        held.effective.contains(CapabilitySet::SYS_ADMIN)
+    })
+}
+
 /// Device and inode of our pid namespace, or `None` in the initial one.
 pub(crate) fn pid_namespace() -> Option<(u64, u64)> {
     /// include/linux/proc_ns.h, PROC_PID_INIT_INO: UAPI since Linux 6.17, and never changed before.
