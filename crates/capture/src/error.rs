@@ -55,7 +55,7 @@ pub enum Error {
         machine: &'static str,
     },
     /// Capabilities are missing.
-    #[error("not permitted to {what}: run as root, or with the capabilities {missing}")]
+    #[error("not permitted to {what}: run as root, or with {missing}")]
     MissingCapabilities {
         /// What needs them.
         what: &'static str,

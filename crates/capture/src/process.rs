@@ -95,7 +95,10 @@ pub fn effective_user_can_trace() -> Result<(), Error> {
     }
     Err(Error::MissingCapabilities {
         what: "load and attach eBPF programs",
-        missing: missing.join(" and "),
+        missing: format!(
+            "CAP_SYS_ADMIN, or before Linux 6.16 {}",
+            missing.join(" and ")
+        ),
     })
 }
 
