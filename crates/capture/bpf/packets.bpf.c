@@ -643,15 +643,15 @@ struct note {
 static __always_inline bool copy_bytes(struct __sk_buff *packet, __u32 from, __u8 *to, __u64 length,
 				       const __u32 room)
 {
-	/* Never otherwise: but the verifier wants to see both bounds, and the barriers keep the
-	 * compiler from making one test of the two, on another register. */
-	asm volatile("" : "+r"(length));
-	if (length > room)
+	__u64 last = length - 1;
+
+	/* Never otherwise. The verifier wants to see both bounds, and before Linux 6.8 learns
+	 * nothing of the lower one from a comparison with 0; the barrier keeps the compiler from
+	 * making one. */
+	asm volatile("" : "+r"(last));
+	if (last >= room)
 		return false;
-	asm volatile("" : "+r"(length));
-	if (!length)
-		return false;
-	return !bpf_skb_load_bytes(packet, from, to, length);
+	return !bpf_skb_load_bytes(packet, from, to, last + 1);
 }
 
 /* Copies the packet as it is on the wire, the first `length` bytes of it. */
