@@ -15,7 +15,7 @@ use trace::{Interface, KeyLog, PacketSink, PcapngWriter, Section, Timestamp, esc
 use crate::args::GotlsArgs;
 use crate::consume::{Destination, Outcome, Output};
 use crate::failure::Failure;
-use crate::secret_file::{append_secrets, create_secrets, open};
+use crate::secret_file::{append_secrets, create_secrets, empty, open};
 use crate::session::Attached;
 
 /// Where packets go unless `-w` says otherwise: eCapture's default.
@@ -113,6 +113,9 @@ impl PacketFile {
         snaplen: u32,
     ) -> io::Result<(Self, PacketsAndKeys)> {
         let (destination, file) = files.packets;
+        if destination != Destination::Stdout {
+            empty(&file)?;
+        }
         let interfaces: Vec<_> = packets
             .interfaces()
             .iter()
