@@ -2,6 +2,9 @@
 
 mod attribution;
 mod decryption;
+mod file;
+mod filter;
+mod namespace;
 mod well_formed;
 
 use std::collections::{BTreeMap, BTreeSet};
