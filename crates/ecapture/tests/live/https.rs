@@ -83,6 +83,13 @@ impl Https {
         Ok(())
     }
 
+    /// Waits until a request fails, which ends it.
+    pub(crate) fn wait_until_failed(&self) -> Result<()> {
+        self.child
+            .wait_for_prefix(Stream::Stderr, LONG, "https: ")?;
+        Ok(())
+    }
+
     /// How many requests it has logged up to now.
     pub(crate) fn requests_so_far(&self) -> usize {
         let stdout = self.child.so_far(Stream::Stdout);

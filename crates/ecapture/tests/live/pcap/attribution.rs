@@ -159,6 +159,39 @@ fn connections_that_were_open_before_us() -> Result<()> {
     Ok(())
 }
 
+/// The kernel closes its connections when it is gone; what then passes is still its own.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn a_target_that_is_killed_amid_its_traffic() -> Result<()> {
+    let parties = Parties::new(GoRelease::NEWEST)?;
+    let other = Other::start()?;
+    let port = free_port()?;
+    let recording = Tcpdump::of_ports(&[port])?;
+    let server = parties.serve(&format!("-addr 127.0.0.1:{port}"))?;
+    let by_pid = PacketCapture::of_pid(server.pid(), "")?;
+    let by_file = PacketCapture::of(&parties.server.path(), "")?;
+    let client = parties.client(server.addr(), "-requests 0 -interval 1ms")?;
+    client.wait_for_requests(10)?;
+    drop(server);
+    client.wait_until_failed()?;
+    let captured = [by_pid.finish(&[port])?, by_file.stop(&[port])?];
+    let recorded = frames(&recording.stop()?)?;
+    // The client tries to connect once more. That is the target's affair only if it still listens.
+    let connection = recorded[0].ports[0];
+    let of_connection = |frames: Vec<Frame>| -> Vec<Frame> {
+        let of_it = |frame: &Frame| frame.ports.contains(&connection);
+        frames.into_iter().filter(of_it).collect()
+    };
+    let recorded = of_connection(recorded);
+    for captured in captured {
+        assert_clean(&captured)?;
+        let found = captured.frames()?;
+        assert_none_of(&other, &found);
+        assert_same_packets(&of_connection(found), &recorded);
+    }
+    Ok(())
+}
+
 /// Of two processes that run the file, only one is asked for.
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]

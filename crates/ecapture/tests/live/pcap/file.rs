@@ -11,7 +11,7 @@ use xtask::matrix::GoRelease;
 use xtask::process::Stream;
 
 use super::well_formed::assert_clean;
-use super::{Captured, PacketCapture, Summary};
+use super::{Captured, PacketCapture, Summary, frames};
 use crate::capture::{Capture, Signal};
 use crate::exchange::Program;
 use crate::https::{self, Https, Parties, requests};
@@ -89,6 +89,27 @@ fn a_file_grows_while_we_run() -> Result<()> {
     assert_clean(&captured)?;
     let all = blocks(&fs::read(captured.recording.file())?)?;
     assert_eq!(all.last(), Some(&STATISTICS));
+    Ok(())
+}
+
+/// What was written up to then can be read all the same.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn a_killed_capture_leaves_whole_blocks() -> Result<()> {
+    let program = https::program(GoRelease::NEWEST)?;
+    let mut capture = PacketCapture::of(&program.path(), "")?;
+    run(&program, "-requests 2")?;
+    let started = Instant::now();
+    while !blocks(&fs::read(capture.file())?)?.contains(&PACKET) {
+        ensure!(started.elapsed() < SOON, "no packet");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let file = capture.file();
+    capture.capture.child().signal(Signal::KILL)?;
+    let PacketCapture { capture, dir } = capture;
+    assert!(!capture.end()?.status.success());
+    let recording = Recording::new(dir, file, &[]);
+    assert!(!frames(&recording)?.is_empty());
     Ok(())
 }
 
@@ -189,7 +210,10 @@ fn blocks(mut file: &[u8]) -> Result<Vec<u32>> {
         && let (Some(kind), Some(length)) = (kind, length)
     {
         let length = u32::from_le_bytes(length.try_into()?) as usize;
-        ensure!(length >= 12 && length % 4 == 0, "a block of {length} bytes");
+        ensure!(
+            length >= 12 && length.is_multiple_of(4),
+            "a block of {length} bytes"
+        );
         let Some(rest) = file.get(length..) else {
             break;
         };
