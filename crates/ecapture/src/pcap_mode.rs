@@ -15,7 +15,7 @@ use trace::{Interface, KeyLog, PacketSink, PcapngWriter, Section, Timestamp, esc
 use crate::args::GotlsArgs;
 use crate::consume::{Destination, Outcome, Output};
 use crate::failure::Failure;
-use crate::secret_file::{append_secrets, create_secrets, open};
+use crate::secret_file::{append_secrets, create_secrets, empty, open};
 use crate::session::Attached;
 
 /// Where packets go unless `-w` says otherwise: eCapture's default.
@@ -101,7 +101,10 @@ pub(crate) struct PacketFile {
     keys: Option<KeyLog<File>>,
     start: Timestamp,
     statistics: mpsc::Receiver<Vec<InterfaceStatistics>>,
-    dropped: u64,
+    /// Packets that should be in the file.
+    wanted: u64,
+    /// Those of them that never got to us; known when all others have been written.
+    dropped: Option<u64>,
 }
 
 impl PacketFile {
@@ -113,6 +116,9 @@ impl PacketFile {
         snaplen: u32,
     ) -> io::Result<(Self, PacketsAndKeys)> {
         let (destination, file) = files.packets;
+        if destination != Destination::Stdout {
+            empty(&file)?;
+        }
         let interfaces: Vec<_> = packets
             .interfaces()
             .iter()
@@ -139,7 +145,8 @@ impl PacketFile {
             keys: files.keys.map(|(_, file)| KeyLog::new(file)),
             start: now(),
             statistics: receiver,
-            dropped: 0,
+            wanted: 0,
+            dropped: None,
         };
         let attached = PacketsAndKeys {
             packets,
@@ -177,7 +184,8 @@ impl Output for PacketFile {
     fn finish(&mut self, now: Timestamp, _: &Counters) -> io::Result<()> {
         // Sent when the programs were detached, which was before this was called.
         let statistics = self.statistics.try_recv().unwrap_or_default();
-        self.dropped = statistics.iter().map(|interface| interface.dropped).sum();
+        let dropped = statistics.iter().map(|interface| interface.dropped).sum();
+        self.wanted = wanted(&statistics);
         let statistics: Vec<_> = (0u32..)
             .zip(statistics)
             .map(|(interface, found)| trace::InterfaceStatistics {
@@ -188,7 +196,9 @@ impl Output for PacketFile {
                 dropped: found.dropped,
             })
             .collect();
-        self.sink.finish(&statistics)
+        self.sink.finish(&statistics)?;
+        self.dropped = Some(dropped);
+        Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -197,6 +207,10 @@ impl Output for PacketFile {
         }
         self.sink.flush()
     }
+}
+
+fn wanted(statistics: &[InterfaceStatistics]) -> u64 {
+    statistics.iter().map(|interface| interface.matched).sum()
 }
 
 fn now() -> Timestamp {
@@ -212,9 +226,16 @@ pub(crate) fn print_warnings(packets: &PacketCapture) {
 
 /// The closing line, without what all modes have.
 pub(crate) fn summary(outcome: &Outcome<PacketFile>) -> String {
-    let (packets, keys) = outcome.output.sink.totals();
+    let output = &outcome.output;
+    let (packets, keys) = output.sink.totals();
+    let lost = output.dropped.unwrap_or_else(|| {
+        // Writing failed, before the programs were detached or after.
+        let statistics = output.statistics.try_recv();
+        let wanted = statistics.map_or(output.wanted, |statistics| wanted(&statistics));
+        wanted.saturating_sub(packets.packets)
+    });
     format!(
-        "{} packets, {} bytes, {} keys; lost: {} packets",
-        packets.packets, packets.bytes, keys.keys, outcome.output.dropped
+        "{} packets, {} bytes, {} keys; lost: {lost} packets",
+        packets.packets, packets.bytes, keys.keys
     )
 }

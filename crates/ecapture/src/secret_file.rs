@@ -37,9 +37,18 @@ pub(crate) fn append_secrets(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Opens a file to write it anew.
+/// Opens a file to write it anew, once [`empty`] has made room.
 pub(crate) fn create_secrets(path: &Path) -> io::Result<File> {
-    open_private(path, File::options().write(true).truncate(true))
+    open_private(path, File::options().write(true))
+}
+
+/// Drops what is in a file. Not done when it is opened: what can't begin must not cost the user an
+/// earlier capture.
+pub(crate) fn empty(file: &File) -> io::Result<()> {
+    if file.metadata()?.is_file() {
+        file.set_len(0)?;
+    }
+    Ok(())
 }
 
 fn open_private(path: &Path, options: &mut OpenOptions) -> io::Result<File> {

@@ -17,7 +17,7 @@ use crate::time::Timestamp;
 /// What passed through a [`PacketSink`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PacketTotals {
-    /// Packets written.
+    /// Packets.
     pub packets: u64,
     /// Bytes of them, as captured.
     pub bytes: u64,
@@ -30,7 +30,8 @@ pub struct PacketSink<W> {
     keys: KeyLines,
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
-    totals: PacketTotals,
+    written: PacketTotals,
+    flushed: PacketTotals,
 }
 
 /// A packet on its way.
@@ -59,13 +60,14 @@ impl<W: Write> PacketSink<W> {
             keys: KeyLines::new(),
             waiting: VecDeque::new(),
             waiting_bytes: 0,
-            totals: PacketTotals::default(),
+            written: PacketTotals::default(),
+            flushed: PacketTotals::default(),
         }
     }
 
-    /// What passed so far.
+    /// What passed so far. Packets count once they have been handed on.
     pub fn totals(&self) -> (PacketTotals, KeyTotals) {
-        (self.totals, self.keys.totals())
+        (self.flushed, self.keys.totals())
     }
 
     /// Takes a key.
@@ -126,12 +128,14 @@ impl<W: Write> PacketSink<W> {
         for statistics in statistics {
             self.writer.statistics(statistics)?;
         }
-        self.writer.flush()
+        self.flush()
     }
 
     /// Hands everything written so far on.
     pub fn flush(&mut self) -> io::Result<()> {
-        self.writer.flush()
+        self.writer.flush()?;
+        self.flushed = self.written;
+        Ok(())
     }
 
     fn write_keys(&mut self) -> io::Result<()> {
@@ -147,8 +151,8 @@ impl<W: Write> PacketSink<W> {
             return Ok(());
         };
         self.waiting_bytes -= packet.bytes.len();
-        self.totals.packets += 1;
-        self.totals.bytes += packet.bytes.len() as u64;
+        self.written.packets += 1;
+        self.written.bytes += packet.bytes.len() as u64;
         self.writer.packet(&Packet {
             interface: packet.interface,
             time: packet.time,
@@ -237,6 +241,7 @@ mod tests {
         key(&mut sink);
         sink.packet(&packet(2000, b"late"), 0).unwrap();
         sink.release(1000 + PacketSink::<Vec<u8>>::HOLD_NS).unwrap();
+        sink.flush().unwrap();
         assert_eq!(sink.totals().0.packets, 1);
         sink.finish(&[]).unwrap();
         assert_eq!(
@@ -275,7 +280,22 @@ mod tests {
             sink.packet(&packet(time, &large), 0).unwrap();
             assert!(sink.waiting_bytes <= PacketSink::<io::Sink>::WAITING_MAX);
         }
+        sink.flush().unwrap();
         assert_eq!(sink.totals().0.packets, 36);
+    }
+
+    #[test]
+    fn what_a_full_disk_did_not_take_does_not_count() {
+        let mut disk = [0; 256];
+        let out = io::BufWriter::new(&mut disk[..]);
+        let mut sink = PacketSink::new(PcapngWriter::new(out, &Section::default(), &[]).unwrap());
+        sink.packet(&packet(0, b"fits"), 0).unwrap();
+        sink.release(u64::MAX).unwrap();
+        sink.flush().unwrap();
+        sink.packet(&packet(1, &[0; 256]), 0).unwrap();
+        sink.release(u64::MAX).unwrap();
+        assert!(sink.flush().is_err());
+        assert_eq!(sink.totals().0.packets, 1);
     }
 
     #[test]

@@ -1,14 +1,12 @@
 //! The key log alone makes Wireshark's decoders read what went over the wire.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::Result;
 use xtask::matrix::GoRelease;
 
-use crate::exchange::Program;
-use crate::https::{self, Https, Logged, Request};
+use crate::https::{Parties, requests};
 use crate::keylog::{KeyCapture, KeyCaptured, KeyLog};
 use crate::wireshark::{Recording, Seen, Tcpdump};
 
@@ -134,36 +132,8 @@ fn resumed_sessions_are_decrypted(release: GoRelease) -> Result<()> {
     Ok(())
 }
 
-fn requests(logged: &[Logged]) -> impl Iterator<Item = &Request> {
-    logged.iter().map(|logged| &logged.request)
-}
-
 fn connections(seen: &[Seen]) -> BTreeSet<u32> {
     seen.iter().map(|seen| seen.connection).collect()
-}
-
-/// A client and a server, in executables of their own.
-struct Parties {
-    client: Program,
-    server: Program,
-}
-
-impl Parties {
-    fn new(release: GoRelease) -> Result<Self> {
-        Ok(Self {
-            client: https::program(release)?,
-            server: https::program(release)?,
-        })
-    }
-
-    fn serve(&self, flags: &str) -> Result<Https> {
-        Https::start(&self.server, &format!("-role server {flags}"))
-    }
-
-    fn ask(&self, addr: SocketAddr, flags: &str) -> Result<Vec<Logged>> {
-        let flags = format!("-role client -addr {addr} {flags}");
-        Https::start(&self.client, &flags)?.finish()
-    }
 }
 
 /// Keys of both sides are being captured, and their packets recorded.

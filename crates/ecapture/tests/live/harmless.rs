@@ -204,13 +204,13 @@ fn changed_code(pid: u32, file: &Path) -> Result<Vec<Change>> {
 
 /// What a process holds of the kernel's eBPF objects.
 #[derive(Debug)]
-struct Held {
-    programs: BTreeSet<u32>,
-    links: BTreeSet<u32>,
+pub(crate) struct Held {
+    pub(crate) programs: BTreeSet<u32>,
+    pub(crate) links: BTreeSet<u32>,
 }
 
 impl Held {
-    fn by(pid: u32) -> Result<Self> {
+    pub(crate) fn by(pid: u32) -> Result<Self> {
         let mut held = Self {
             programs: BTreeSet::new(),
             links: BTreeSet::new(),
@@ -231,7 +231,7 @@ impl Held {
     }
 
     /// Whether any of it is still there.
-    fn exist(&self) -> Result<bool> {
+    pub(crate) fn exist(&self) -> Result<bool> {
         for (kind, ids) in [("prog", &self.programs), ("link", &self.links)] {
             let list = xtask::run::output(
                 Command::new(xtask::run::find("bpftool").context("no bpftool")?)

@@ -1,6 +1,7 @@
 //! The test program `https`: it logs the requests that it sent or served.
 
 use std::net::SocketAddr;
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -47,20 +48,58 @@ pub(crate) struct Logged {
 impl Https {
     /// Starts the program with its flags and waits until it is ready.
     pub(crate) fn start(program: &Program, flags: &str) -> Result<Self> {
+        Self::spawn(&mut program.command(flags))
+    }
+
+    /// Starts the command and waits until it is ready.
+    pub(crate) fn spawn(command: &mut Command) -> Result<Self> {
         #[derive(Deserialize)]
         struct Ready {
             addr: SocketAddr,
         }
 
-        let child = Child::spawn(&mut program.command(flags))?;
+        let child = Child::spawn(command)?;
         let line = child.wait_for_prefix(Stream::Stdout, LONG, r#"{"addr":"#)?;
         let Ready { addr } = serde_json::from_str(&line).context(line)?;
         Ok(Self { child, addr })
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
     /// Where its server listens.
     pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Waits until it has logged so many requests.
+    pub(crate) fn wait_for_requests(&self, count: usize) -> Result<()> {
+        let mut seen = 0;
+        self.child.wait_for_line(Stream::Stdout, LONG, |line| {
+            seen += usize::from(line.contains(r#""request""#));
+            seen == count
+        })?;
+        Ok(())
+    }
+
+    /// Waits until a request fails, which ends it.
+    pub(crate) fn wait_until_failed(&self) -> Result<()> {
+        self.child
+            .wait_for_prefix(Stream::Stderr, LONG, "https: ")?;
+        Ok(())
+    }
+
+    /// How many requests it has logged up to now.
+    pub(crate) fn requests_so_far(&self) -> usize {
+        let stdout = self.child.so_far(Stream::Stdout);
+        let text = String::from_utf8_lossy(&stdout);
+        text.matches(r#""event":"request""#).count()
+    }
+
+    /// Ends the wait that `-hold` asked for.
+    pub(crate) fn go(&mut self) -> Result<()> {
+        self.child.send_line("go")
     }
 
     /// Waits for its end, which for a server is at once: its requests, in order.
@@ -75,4 +114,40 @@ impl Https {
         }
         Ok(requests)
     }
+}
+
+/// A client and a server, in executables of their own.
+#[derive(Debug)]
+pub(crate) struct Parties {
+    pub(crate) client: Program,
+    pub(crate) server: Program,
+}
+
+impl Parties {
+    pub(crate) fn new(release: GoRelease) -> Result<Self> {
+        Ok(Self {
+            client: program(release)?,
+            server: program(release)?,
+        })
+    }
+
+    /// Starts a server.
+    pub(crate) fn serve(&self, flags: &str) -> Result<Https> {
+        Https::start(&self.server, &format!("-role server {flags}"))
+    }
+
+    /// Runs a client to its end: its requests.
+    pub(crate) fn ask(&self, addr: SocketAddr, flags: &str) -> Result<Vec<Logged>> {
+        self.client(addr, flags)?.finish()
+    }
+
+    /// Starts a client.
+    pub(crate) fn client(&self, addr: SocketAddr, flags: &str) -> Result<Https> {
+        Https::start(&self.client, &format!("-role client -addr {addr} {flags}"))
+    }
+}
+
+/// What was asked and answered.
+pub(crate) fn requests(logged: &[Logged]) -> impl Iterator<Item = &Request> {
+    logged.iter().map(|logged| &logged.request)
 }

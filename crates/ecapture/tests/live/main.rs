@@ -19,6 +19,7 @@ mod keylog;
 mod keylog_file;
 mod output;
 mod payload;
+mod pcap;
 mod process;
 mod third_party;
 mod wireshark;

@@ -15,6 +15,9 @@ use crate::capture::{Signal, sha256};
 use crate::exchange::LONG;
 use crate::https::Request;
 
+/// The preference that has tshark use no keys from elsewhere.
+pub(crate) const NO_KEYS: &str = "tls.keylog_file:";
+
 /// A running tcpdump.
 #[derive(Debug)]
 pub(crate) struct Tcpdump {
@@ -57,19 +60,18 @@ impl Tcpdump {
         let said = finished.stderr_text();
         ensure!(said.contains("\n0 packets dropped by kernel"), "{said}");
         let dir = tempfile::tempdir()?;
-        fs::write(dir.path().join("recorded.pcap"), finished.stdout)?;
-        Ok(Recording {
-            dir,
-            ports: self.ports,
-        })
+        let file = dir.path().join("recorded.pcap");
+        fs::write(&file, finished.stdout)?;
+        Ok(Recording::new(dir, file, &self.ports))
     }
 }
 
-/// What tcpdump recorded.
+/// Recorded packets, in a file of any format that Wireshark knows.
 #[derive(Debug)]
 pub(crate) struct Recording {
-    dir: TempDir,
+    file: PathBuf,
     ports: Vec<u16>,
+    _dir: TempDir,
 }
 
 /// A request, and in which connection tshark saw it.
@@ -82,13 +84,35 @@ pub(crate) struct Seen {
 }
 
 /// The fields of a packet. A field that occurs several times has several values.
-type Packet = BTreeMap<String, Vec<String>>;
+pub(crate) type Packet = BTreeMap<String, Vec<String>>;
 
 impl Recording {
+    /// A file below `dir`, in which TLS goes to these ports.
+    pub(crate) fn new(dir: TempDir, file: PathBuf, ports: &[u16]) -> Self {
+        Self {
+            file,
+            ports: ports.into(),
+            _dir: dir,
+        }
+    }
+
+    pub(crate) fn file(&self) -> &Path {
+        &self.file
+    }
+
     /// The HTTP requests that can be read with these keys, those of a connection in their order.
     pub(crate) fn http(&self, keys: &Path) -> Result<Vec<Seen>> {
+        self.http_with(&format!("tls.keylog_file:{}", keys.display()))
+    }
+
+    /// The same without any keys but those in the file.
+    pub(crate) fn http_by_own_keys(&self) -> Result<Vec<Seen>> {
+        self.http_with(NO_KEYS)
+    }
+
+    fn http_with(&self, preference: &str) -> Result<Vec<Seen>> {
         let packets = self.tshark(
-            &format!("tls.keylog_file:{}", keys.display()),
+            preference,
             "http or http2",
             &[
                 "tcp.stream",
@@ -117,7 +141,7 @@ impl Recording {
     /// The client random of every connection, in hexadecimal digits.
     pub(crate) fn client_randoms(&self) -> Result<BTreeSet<String>> {
         let random = "tls.handshake.random";
-        let hellos = self.tshark("tls.keylog_file:", "tls.handshake.type == 1", &[random])?;
+        let hellos = self.tshark(NO_KEYS, "tls.handshake.type == 1", &[random])?;
         let randoms = hellos.iter().filter_map(|hello| hello.get(random));
         Ok(randoms
             .flatten()
@@ -126,7 +150,12 @@ impl Recording {
     }
 
     /// These fields of the packets that the filter accepts.
-    fn tshark(&self, preference: &str, filter: &str, fields: &[&str]) -> Result<Vec<Packet>> {
+    pub(crate) fn tshark(
+        &self,
+        preference: &str,
+        filter: &str,
+        fields: &[&str],
+    ) -> Result<Vec<Packet>> {
         #[derive(Deserialize)]
         struct Element {
             #[serde(rename = "_source")]
@@ -141,7 +170,7 @@ impl Recording {
         let mut command = Command::new(program("tshark")?);
         command
             .args(["-n", "-r"])
-            .arg(self.dir.path().join("recorded.pcap"))
+            .arg(&self.file)
             .args(["-o", preference, "-Y", filter, "-T", "json"]);
         for port in &self.ports {
             command.args(["-d", &format!("tcp.port=={port},tls")]);
@@ -261,7 +290,7 @@ impl Messages {
 }
 
 /// Every value of a field.
-fn texts<'a>(packet: &'a Packet, field: &str) -> &'a [String] {
+pub(crate) fn texts<'a>(packet: &'a Packet, field: &str) -> &'a [String] {
     packet.get(field).map_or(&[], Vec::as_slice)
 }
 
@@ -284,6 +313,6 @@ fn decoded(value: &str) -> Vec<u8> {
     bytes.unwrap_or_else(|| value.into())
 }
 
-fn program(name: &str) -> Result<PathBuf> {
+pub(crate) fn program(name: &str) -> Result<PathBuf> {
     xtask::run::find(name).with_context(|| format!("{name} is missing: run `cargo xtask test`"))
 }

@@ -14,7 +14,7 @@ use crate::capture::ecapture;
 use crate::exchange::NOBODY;
 
 pub(crate) const WRONG_INPUT: i32 = 2;
-const FAILED: i32 = 1;
+pub(crate) const FAILED: i32 = 1;
 
 /// Runs the command to its end. It must be refused, so it can't take long.
 pub(crate) fn refused(command: &mut Command, code: i32, says: &str) -> Result<()> {
