@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use xtask::matrix::GoRelease;
 
 use super::well_formed::assert_clean;
@@ -198,7 +198,7 @@ fn attached_to(namespace: &str) -> Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
     let mut add = |tool: &str, arguments: &str| -> Result<()> {
         let mut command = Namespaces::command(namespace);
-        command.arg(program(tool).context("is missing")?);
+        command.arg(program(tool)?);
         command.args(arguments.split_whitespace());
         found.insert(arguments.into(), xtask::run::output(&mut command)?);
         Ok(())
