@@ -199,15 +199,6 @@ impl PacketCapture {
             self.ring_bytes.into(),
             self.skeleton.maps.bss.as_fd(),
         )
-        .map_err(|source| Error::System {
-            what: "mapping the ring buffer",
-            source,
-        })
-    }
-
-    /// Size of the ring buffer in bytes.
-    pub fn ring_bytes(&self) -> u64 {
-        self.ring_bytes.into()
     }
 
     /// What passed each interface since the beginning, in the order of [`Self::interfaces`].

@@ -121,20 +121,11 @@ impl Probes {
             self.ring_bytes.into(),
             self.skeleton.maps.bss.as_fd(),
         )
-        .map_err(|source| Error::System {
-            what: "mapping the ring buffer",
-            source,
-        })
     }
 
     /// How many instructions are probed.
     pub fn sites(&self) -> usize {
         self.links.len()
-    }
-
-    /// Size of the ring buffer in bytes.
-    pub fn ring_bytes(&self) -> u64 {
-        self.ring_bytes.into()
     }
 
     /// Takes all probes away. What is in the ring buffer stays there to be read.

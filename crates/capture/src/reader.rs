@@ -15,6 +15,7 @@ use events::layout::SharedState;
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
+use crate::Error;
 use crate::ring::Ring;
 
 /// How long records may wait while more are coming: a person does not notice, and the default buffer
@@ -88,11 +89,19 @@ pub struct Reader {
 }
 
 impl Reader {
+    /// Of the ring buffer and the .bss of one object, by their maps.
     pub(crate) fn new(
         ring: BorrowedFd<'_>,
         ring_bytes: u64,
         state: BorrowedFd<'_>,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, Error> {
+        Self::map(ring, ring_bytes, state).map_err(|source| Error::System {
+            what: "mapping the ring buffer",
+            source,
+        })
+    }
+
+    fn map(ring: BorrowedFd<'_>, ring_bytes: u64, state: BorrowedFd<'_>) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let stop = StopSwitch(Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?));
         // Edge-triggered: a ring with records in it is no reason to cut a pause short.

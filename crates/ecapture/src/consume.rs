@@ -83,26 +83,42 @@ pub(crate) fn consume<O: Output>(mut readers: Vec<Reader>, mut output: O) -> Out
 }
 
 fn run(readers: &mut [Reader], output: &mut impl Output, undecodable: &mut u64) -> io::Result<()> {
-    let mut busy = false;
+    let Some((first, others)) = readers.split_first_mut() else {
+        return Ok(());
+    };
+    let (mut busy, mut more) = (false, false);
     loop {
-        let Some(first) = readers.first_mut() else {
-            return Ok(());
-        };
-        let stopped = first.wait(busy)?;
+        let stopped = if more { Stopped::No } else { first.wait(busy)? };
         let now_ns = monotonic_ns();
         busy = false;
-        for reader in readers.iter_mut().rev() {
-            while drain(reader, output, undecodable)? > 0 {
-                busy = true;
-            }
+        for reader in others.iter_mut() {
+            busy |= drain_all(reader, output, undecodable)?;
         }
         if stopped == Stopped::Yes {
+            drain_all(first, output, undecodable)?;
             let now = Timestamp::from_monotonic(monotonic_ns(), realtime_offset_ns());
             output.finish(now, &counters(readers))?;
             return output.flush();
         }
+        // One batch at a time: a reader that always has more must not keep the others waiting.
+        let count = drain(first, output, undecodable)?;
+        more = count == BATCH;
+        busy |= count > 0;
         output.turn(busy, now_ns)?;
     }
+}
+
+/// Takes batches until there is nothing more, and says whether there was anything.
+fn drain_all(
+    reader: &mut Reader,
+    output: &mut impl Output,
+    undecodable: &mut u64,
+) -> io::Result<bool> {
+    let mut any = false;
+    while drain(reader, output, undecodable)? > 0 {
+        any = true;
+    }
+    Ok(any)
 }
 
 /// What all readers together did not get.

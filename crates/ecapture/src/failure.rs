@@ -6,6 +6,8 @@ use std::process::ExitCode;
 
 use trace::escape_name;
 
+use crate::consume::Destination;
+
 /// Why the program ends before its work is done.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -22,13 +24,12 @@ impl Failure {
     }
 
     /// Writing the output failed. A reader that went away is no failure: it has seen enough.
-    pub(crate) fn output(error: io::Error) -> Result<(), Self> {
+    pub(crate) fn output(error: io::Error, destination: &Destination) -> Result<(), Self> {
         if error.kind() == io::ErrorKind::BrokenPipe {
             return Ok(());
         }
-        Err(Self::Runtime(
-            anyhow::Error::new(error).context("writing to standard output"),
-        ))
+        let context = format!("writing to {destination}");
+        Err(Self::Runtime(anyhow::Error::new(error).context(context)))
     }
 
     /// Tells the user, and the shell: 2 for a wrong input, 1 for everything else.

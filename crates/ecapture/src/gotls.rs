@@ -1,6 +1,5 @@
 //! `ecapture gotls`: from the command line to a running capture, and to its summary.
 
-use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -232,13 +231,9 @@ fn open_executable(path: Option<&Path>, process: Option<&Process>) -> Result<Exe
     }
 }
 
-/// A reader that went away is no failure: it has seen enough.
 fn written(outcome: Outcome<impl Output>) -> Result<(), Failure> {
-    match outcome.result {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            let context = format!("writing to {}", outcome.output.destination());
-            Err(Failure::Runtime(anyhow::Error::new(error).context(context)))
-        }
-        _ => Ok(()),
-    }
+    let destination = outcome.output.destination();
+    outcome
+        .result
+        .or_else(|error| Failure::output(error, destination))
 }

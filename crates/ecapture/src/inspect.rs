@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use trace::escape_name;
 
 use crate::args::{Format, InspectArgs};
+use crate::consume::Destination;
 use crate::failure::Failure;
 use crate::output;
 
@@ -25,7 +26,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
         Format::Text => text(&path, &analysis),
         Format::Json => format!("{:#}\n", json(&path, &analysis)),
     };
-    output::print(&report).or_else(Failure::output)?;
+    output::print(&report).or_else(|error| Failure::output(error, &Destination::Stdout))?;
     analysis
         .plan(ReadSitePreference::Auto)
         .map(drop)

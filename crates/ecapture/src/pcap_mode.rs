@@ -234,8 +234,16 @@ pub(crate) fn summary(outcome: &Outcome<PacketFile>) -> String {
         let wanted = statistics.map_or(output.wanted, |statistics| wanted(&statistics));
         wanted.saturating_sub(packets.packets)
     });
-    format!(
+    let mut summary = format!(
         "{} packets, {} bytes, {} keys; lost: {lost} packets",
         packets.packets, packets.bytes, keys.keys
-    )
+    );
+    // Both ring buffers count what they had no room for; of packets the interfaces do, too.
+    let lost_keys = output.dropped.map_or(0, |dropped| {
+        outcome.counters.lost_records.saturating_sub(dropped)
+    });
+    if lost_keys > 0 {
+        summary += &format!(", {lost_keys} keys");
+    }
+    summary
 }
