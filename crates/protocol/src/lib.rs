@@ -1,0 +1,21 @@
+//! What a connection's plaintext says: HTTP/1, HTTP/2, gRPC and WebSocket.
+//!
+//! Nothing here touches the kernel, the file system or the clock. Three layers, each of which can be
+//! tested alone:
+//!
+//! ```text
+//! bytes ──► Conversation ──► Decoder (http1, http2, websocket) ──► HttpEvent ──► Exchanges ──► Exchange
+//! (both ways, with gaps)     (bytes on the wire, framing)          (heads, body)  (pairing, content
+//!                                                                                 decoding, gRPC)
+//! ```
+//!
+//! Every byte is untrusted: it comes from a program and its peers. Decoders never panic, hold bounded
+//! memory whatever they are fed, and say where and why they stopped understanding.
+#![forbid(unsafe_code)]
+
+mod event;
+
+pub use event::{
+    Decoder, Field, HttpEvent, HttpSink, RequestHead, ResponseHead, Side, StreamId, Trouble,
+    Version,
+};
