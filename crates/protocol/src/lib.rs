@@ -13,9 +13,26 @@
 //! memory whatever they are fed, and say where and why they stopped understanding.
 #![forbid(unsafe_code)]
 
+mod body;
+mod budget;
 mod event;
+mod event_stream;
+mod exchange;
+mod exchanges;
+mod grpc;
+mod media;
+mod protobuf;
 
+pub use body::{Body, Coding, ContentState};
+pub use budget::{Budget, Limits};
 pub use event::{
     Decoder, Field, HttpEvent, HttpSink, RequestHead, ResponseHead, Side, StreamId, Trouble,
     Version,
 };
+pub use exchange::{
+    Ending, Exchange, Message, MessageKind, Redaction, Sent, Time, field_value, reset_name,
+};
+pub use exchanges::{Exchanges, Notice, NoticeSink};
+pub use grpc::Grpc;
+pub use media::{Kind, MultipartPart, is_text, multipart_parts, to_utf8};
+pub use protobuf::{ProtobufField, ProtobufValue, parse_protobuf};
