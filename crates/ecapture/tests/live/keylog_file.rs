@@ -204,7 +204,7 @@ fn a_full_disk_is_an_error_that_names_the_file() -> Result<()> {
 /// As Wireshark does, which decrypts while both are running.
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
-fn keys_are_there_within_a_second_of_the_handshake() -> Result<()> {
+fn keys_are_there_soon_after_the_handshake() -> Result<()> {
     let program = Program::newest()?;
     let dir = tempfile::tempdir()?;
     let keys = dir.path().join("keys");
