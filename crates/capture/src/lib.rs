@@ -35,6 +35,8 @@ mod translate;
 pub use clock::{monotonic_ns, realtime_offset_ns};
 pub use error::{Error, operating_system};
 pub use executable::{Executable, Identity, MappedFile};
+#[cfg(fuzzing)]
+pub use filter::test_run::verdicts;
 pub use interfaces::{Interface, InterfaceSelection, LinkType};
 pub use libbpf_log::set_debug;
 pub use network_namespace::NetworkNamespace;
