@@ -6,6 +6,7 @@ use crate::body::Body;
 use crate::budget::{Budget, Reservation};
 use crate::event::{Field, RequestHead, ResponseHead, Side, StreamId, Trouble};
 use crate::grpc::Grpc;
+use crate::media::Kind;
 
 /// A point in time: ns since some beginning, the same for all of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,8 +43,9 @@ pub struct Exchange {
     pub trouble: Vec<(Side, Trouble)>,
     /// How it ended; `None` as long as it goes on.
     pub ending: Option<Ending>,
-    /// Whether it was made known before its end, because it lasts.
-    pub announced: bool,
+    /// If it was made known before its end, because it lasts: which sides ([`Side::index`]) had said all
+    /// by then.
+    pub announced: Option<[bool; 2]>,
     pub(crate) reservation: Reservation,
 }
 
@@ -180,7 +182,7 @@ impl Exchange {
             switched: None,
             trouble: Vec::new(),
             ending: None,
-            announced: false,
+            announced: None,
             reservation,
         })
     }
@@ -230,6 +232,25 @@ impl Exchange {
             Side::Client => self.request.content_type.as_deref(),
             Side::Server => self.response.content_type.as_deref(),
         }
+    }
+
+    /// Whether this side was complete.
+    pub fn is_complete(&self, side: Side) -> bool {
+        match side {
+            Side::Client => self.request.complete,
+            Side::Server => self.response.complete,
+        }
+    }
+
+    /// Whether the body that a side sends can be shown piece by piece: it is text, and as it is.
+    pub fn is_shown_in_pieces(&self, side: Side) -> bool {
+        let coding = match side {
+            Side::Client => &self.request.content_encoding,
+            Side::Server => &self.response.content_encoding,
+        };
+        // Bytes alone would make it binary.
+        let kind = Kind::of(self.content_type(side), b"\0");
+        coding.is_none() && matches!(kind, Kind::Text | Kind::Json)
     }
 
     /// What is missing or went wrong, in words; nothing if all of it is there.

@@ -16,7 +16,7 @@ use crate::exchange::{
     Ended, Ending, Exchange, Message, MessageKind, Redaction, Time, field_value,
 };
 use crate::grpc::{Deframer, Framed, Grpc, is_grpc};
-use crate::media::{Kind, essence};
+use crate::media::essence;
 
 /// What became known of the exchanges of a connection.
 #[derive(Debug)]
@@ -306,7 +306,7 @@ impl Open {
         response.content_encoding = content_encoding;
         let lasts = matches!(framing, Framing::Events(_));
         self.bodies[Side::Server.index()] = framing;
-        if self.exchange.announced {
+        if self.exchange.announced.is_some() {
             sink(Notice::Response(&self.exchange));
         } else if lasts {
             self.announce(sink);
@@ -336,7 +336,7 @@ impl Open {
             Framing::None => {
                 let limit = self.means.limits.body;
                 let kept = self.body(side).push(bytes, limit);
-                if self.exchange.announced && self.is_shown_in_pieces(side) {
+                if self.exchange.announced.is_some() && self.exchange.is_shown_in_pieces(side) {
                     self.piece(time, side, &bytes[..kept], sink);
                 }
             }
@@ -505,7 +505,7 @@ impl Open {
             body,
         };
         self.exchange.messages_seen[side.index()] += 1;
-        if self.exchange.announced {
+        if self.exchange.announced.is_some() {
             sink(Notice::Message(&self.exchange, &message));
         }
         let bytes = self.message_bytes + message.body.content().len() as u64;
@@ -537,9 +537,11 @@ impl Open {
 
     /// Makes known that this exchange lasts, with its messages so far.
     fn announce(&mut self, sink: &mut NoticeSink<'_>) {
-        if std::mem::replace(&mut self.exchange.announced, true) {
+        if self.exchange.announced.is_some() {
             return;
         }
+        let complete = [Side::Client, Side::Server].map(|side| self.exchange.is_complete(side));
+        self.exchange.announced = Some(complete);
         let exchange = &self.exchange;
         sink(Notice::Began(exchange));
         for message in &exchange.messages {
@@ -550,26 +552,12 @@ impl Open {
             (Side::Client, request.complete, request.latest),
             (Side::Server, response.complete, response.latest),
         ] {
-            if let (false, true, Some(time)) = (complete, self.is_shown_in_pieces(side), latest) {
+            if let (false, true, Some(time)) =
+                (complete, self.exchange.is_shown_in_pieces(side), latest)
+            {
                 self.piece(time, side, exchange.body(side).content(), sink);
             }
         }
-    }
-
-    /// Whether a body can be shown while it is being sent: it is text, and as it is.
-    fn is_shown_in_pieces(&self, side: Side) -> bool {
-        let (content_type, coding) = match side {
-            Side::Client => {
-                let sent = &self.exchange.request;
-                (&sent.content_type, &sent.content_encoding)
-            }
-            Side::Server => {
-                let sent = &self.exchange.response;
-                (&sent.content_type, &sent.content_encoding)
-            }
-        };
-        let kind = Kind::of(content_type.as_deref(), b"\0");
-        coding.is_none() && matches!(kind, Kind::Text | Kind::Json)
     }
 
     /// Whether there is memory for header fields and `more` bytes.

@@ -3,16 +3,36 @@
 use std::io;
 
 use events::Direction;
+use protocol::Notice;
 
 use crate::Timestamp;
 
-/// Plaintext, or word that some is missing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Plaintext, word that some is missing, or what it says.
+#[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
     /// Plaintext of a call, or of a part of a long call.
     Data(Data<'a>),
     /// Plaintext is missing here.
     Lost(Lost<'a>),
+    /// Something became known of an HTTP exchange.
+    Http(Http<'a>),
+}
+
+/// What became known of an HTTP exchange, or of a connection that carries them.
+#[derive(Clone, Copy, Debug)]
+pub struct Http<'a> {
+    /// When the exchange began, for a notice of its end; else when this became known.
+    pub time: Timestamp,
+    /// Process id.
+    pub pid: u32,
+    /// Name of the thread that was seen first on the connection; not necessarily text.
+    pub comm: &'a [u8],
+    /// Number of the connection, unique within a run.
+    pub connection: u64,
+    /// The direction of requests: [`Direction::Write`] if the program is the client.
+    pub requests: Option<Direction>,
+    /// What became known.
+    pub notice: &'a Notice<'a>,
 }
 
 /// Plaintext that a program wrote or read.
@@ -40,6 +60,14 @@ pub struct Data<'a> {
     pub truncated: u64,
     /// The plaintext.
     pub payload: &'a [u8],
+}
+
+/// The other direction.
+pub(crate) fn opposite(direction: Direction) -> Direction {
+    match direction {
+        Direction::Write => Direction::Read,
+        Direction::Read => Direction::Write,
+    }
 }
 
 /// Why plaintext is missing.

@@ -101,6 +101,7 @@ impl<W: Write> Sink for JsonSink<W> {
         match event {
             Event::Data(data) => self.data(data),
             Event::Lost(lost) => self.lost(lost),
+            Event::Http(_) => Ok(()),
         }
     }
 

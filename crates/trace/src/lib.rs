@@ -14,8 +14,10 @@
 //! Memory is bounded by [`Tracker::CONNECTIONS_MAX`] connections, whatever comes.
 #![forbid(unsafe_code)]
 
+mod body_text;
 mod escape;
 mod event;
+mod exchange_text;
 mod hexdump;
 mod json;
 mod keylog;
@@ -24,9 +26,10 @@ mod pcapng;
 mod text;
 mod time;
 mod tracker;
+mod units;
 
 pub use escape::{escape_name, escape_payload};
-pub use event::{Data, Event, Loss, Lost, Place, Sink};
+pub use event::{Data, Event, Http, Loss, Lost, Place, Sink};
 pub use hexdump::write_hexdump;
 pub use json::JsonSink;
 pub use keylog::{KeyLines, KeyLog, KeyTotals};
