@@ -27,6 +27,7 @@ pub struct Body {
     pub missing: u64,
     kept: Kept,
     state: ContentState,
+    decoded: bool,
 }
 
 /// How much of the content is there.
@@ -85,6 +86,7 @@ impl Body {
             missing: 0,
             kept: Kept::new(budget),
             state: ContentState::Whole,
+            decoded: false,
         }
     }
 
@@ -96,6 +98,11 @@ impl Body {
     /// How much of the content that is.
     pub fn state(&self) -> ContentState {
         self.state
+    }
+
+    /// Whether the content is not what was sent: a content coding was undone.
+    pub fn is_decoded(&self) -> bool {
+        self.decoded
     }
 
     /// Takes the next bytes and returns how many of them were kept.
@@ -142,6 +149,7 @@ impl Body {
         let whole = self.state == ContentState::Whole;
         let (content, state) = decode(&self.kept, whole, &codings, limit);
         let length = content.len();
+        self.decoded = true;
         self.kept = Kept::of(content, budget);
         self.state = if self.kept.len() < length {
             ContentState::Cut

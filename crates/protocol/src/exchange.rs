@@ -234,6 +234,12 @@ impl Exchange {
         }
     }
 
+    /// Whether it became a WebSocket.
+    pub fn is_web_socket(&self) -> bool {
+        let protocol = self.switched.as_deref();
+        protocol.is_some_and(|protocol| protocol.eq_ignore_ascii_case(b"websocket"))
+    }
+
     /// Whether this side was complete.
     pub fn is_complete(&self, side: Side) -> bool {
         match side {

@@ -279,7 +279,7 @@ fn arrow(direction: Option<Direction>) -> &'static str {
     }
 }
 
-fn side_name(side: Side) -> &'static str {
+pub(crate) fn side_name(side: Side) -> &'static str {
     match side {
         Side::Client => "client",
         Side::Server => "server",
@@ -297,17 +297,25 @@ fn request_line(exchange: &Exchange) -> String {
     format!("{method} {}", escape_name(&url(head)))
 }
 
-/// The URL of a request, as far as it is known.
-pub(crate) fn url(head: &RequestHead) -> Cow<'_, [u8]> {
-    let target = head.target.as_deref().unwrap_or(b"(unknown)");
-    let absolute = !target.starts_with(b"/") && target != b"*" && head.target.is_some();
-    let connect = head.method.as_deref() == Some(b"CONNECT");
-    if absolute || connect {
+/// The URL of a request; what is not known of it says so.
+fn url(head: &RequestHead) -> Cow<'_, [u8]> {
+    url_with(head, head.target.as_deref().unwrap_or(b"/(unknown)"))
+}
+
+/// The URL of a request whose target is known.
+pub(crate) fn known_url(head: &RequestHead) -> Option<Cow<'_, [u8]>> {
+    Some(url_with(head, head.target.as_deref()?))
+}
+
+fn url_with<'a>(head: &'a RequestHead, target: &'a [u8]) -> Cow<'a, [u8]> {
+    // RFC 9112 section 3.2: the absolute form is a URL, the authority form stands for itself.
+    let origin_form = target.starts_with(b"/") || target == b"*";
+    if !origin_form || head.method.as_deref() == Some(b"CONNECT") {
         return Cow::Borrowed(target);
     }
     let scheme = head.scheme.as_deref().unwrap_or(b"https");
     let authority = head.authority.as_deref().unwrap_or(b"(unknown)");
-    let separator: &[u8] = if target.starts_with(b"/") { b"" } else { b"/" };
+    let separator: &[u8] = if target == b"*" { b"/" } else { b"" };
     Cow::Owned([scheme, b"://", authority, separator, target].concat())
 }
 

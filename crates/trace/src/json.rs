@@ -6,8 +6,12 @@ use std::io::{self, Write};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use protocol::Notice;
+use serde::Serialize;
 
-use crate::event::{Data, Event, Lost, Sink};
+use crate::event::{Data, Event, Http, Lost, Sink};
+use crate::exchange_json::{ExchangeJson, MessageJson};
+use crate::exchange_text::side_name;
 use crate::time::{TimeFormat, Timestamp};
 
 /// Bytes that are encoded at once: a multiple of 3, so that only the last ones need padding.
@@ -76,6 +80,51 @@ impl<W: Write> JsonSink<W> {
         )
     }
 
+    fn http(&mut self, http: &Http<'_>) -> io::Result<()> {
+        match http.notice {
+            Notice::Finished(exchange) => {
+                self.begin("http", http.time)?;
+                self.connection(http)?;
+                self.members(&ExchangeJson::new(exchange, http.requests))
+            }
+            Notice::Message(exchange, message) => {
+                self.begin("message", http.time)?;
+                self.connection(http)?;
+                write!(self.out, r#","stream":{}"#, exchange.stream.0)?;
+                self.members(&MessageJson::alone(message))
+            }
+            Notice::Trouble(side, offset, trouble) => {
+                self.begin("undecoded", http.time)?;
+                self.connection(http)?;
+                let (from, reason) = (
+                    side_name(*side),
+                    Text(trouble.to_string().as_bytes()).to_string(),
+                );
+                writeln!(
+                    self.out,
+                    r#","from":"{from}","offset":{offset},"reason":{reason}}}"#
+                )
+            }
+            // Their exchange comes later.
+            Notice::Began(_) | Notice::Response(_) => Ok(()),
+        }
+    }
+
+    fn connection(&mut self, http: &Http<'_>) -> io::Result<()> {
+        let (pid, comm, connection) = (http.pid, Text(http.comm), http.connection);
+        write!(
+            self.out,
+            r#","pid":{pid},"comm":{comm},"conn":{connection}"#
+        )
+    }
+
+    /// The members of an object, behind those that the line has, and the line's end.
+    fn members(&mut self, object: &impl Serialize) -> io::Result<()> {
+        let object = serde_json::to_string(object).map_err(io::Error::other)?;
+        let members = object.strip_prefix('{').unwrap_or(&object);
+        writeln!(self.out, ",{members}")
+    }
+
     fn begin(&mut self, kind: &str, time: Timestamp) -> io::Result<()> {
         let (second, nanoseconds) = self.time.second(time);
         write!(
@@ -101,7 +150,7 @@ impl<W: Write> Sink for JsonSink<W> {
         match event {
             Event::Data(data) => self.data(data),
             Event::Lost(lost) => self.lost(lost),
-            Event::Http(_) => Ok(()),
+            Event::Http(http) => self.http(http),
         }
     }
 

@@ -17,7 +17,9 @@
 mod body_text;
 mod escape;
 mod event;
+mod exchange_json;
 mod exchange_text;
+mod har;
 mod hexdump;
 mod json;
 mod keylog;
@@ -30,6 +32,7 @@ mod units;
 
 pub use escape::{escape_name, escape_payload};
 pub use event::{Data, Event, Http, Loss, Lost, Place, Sink};
+pub use har::HarSink;
 pub use hexdump::write_hexdump;
 pub use json::JsonSink;
 pub use keylog::{KeyLines, KeyLog, KeyTotals};
