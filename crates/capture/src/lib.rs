@@ -25,6 +25,7 @@ mod network_namespace;
 mod packets;
 mod probes;
 mod process;
+mod processes;
 mod reader;
 mod ring;
 mod sockets;
@@ -43,6 +44,7 @@ pub use network_namespace::NetworkNamespace;
 pub use packets::{HookKind, InterfaceStatistics, PacketCapture, PacketOptions, PacketTarget};
 pub use probes::{Filters, Options, Probes, Wanted};
 pub use process::{Process, effective_user_can_trace};
+pub use processes::{ProcessInfo, environment_variable, running};
 pub use reader::{Counters, Reader, StopSwitch, Stopped};
 
 /// The packet programs, likewise.
