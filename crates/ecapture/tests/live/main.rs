@@ -17,6 +17,7 @@ mod incomplete;
 mod inspect;
 mod keylog;
 mod keylog_file;
+mod list;
 mod output;
 mod payload;
 mod pcap;
