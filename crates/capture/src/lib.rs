@@ -31,6 +31,7 @@ mod sockets;
 mod target;
 mod tc_filters;
 mod translate;
+mod uprobes;
 
 pub use clock::{monotonic_ns, realtime_offset_ns};
 pub use error::{Error, operating_system};
@@ -42,6 +43,7 @@ pub use packets::{HookKind, InterfaceStatistics, PacketCapture, PacketOptions, P
 pub use probes::{Filters, Options, Probes, Wanted};
 pub use process::{Process, effective_user_can_trace};
 pub use reader::{Counters, Reader, StopSwitch, Stopped};
+pub use uprobes::UprobeKind;
 
 /// The packet programs, likewise.
 #[allow(

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use gobin::FileOffset;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, MapMut, OpenObject, ProgramMut, UprobeOpts};
+use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, MapMut, OpenObject, ProgramMut};
 use memmap2::MmapOptions;
 
 use crate::cgroup;
@@ -21,6 +21,7 @@ use crate::probes::ring_bytes;
 use crate::process::{effective_user_can_trace, pid_namespace};
 use crate::sockets::{self, Ownership};
 use crate::translate::Hook;
+use crate::uprobes::{UprobeKind, drop_at_once};
 use crate::{
     Error, Executable, Filters, Interface, InterfaceSelection, LinkType, NetworkNamespace, Process,
     Reader, interfaces, libbpf_log,
@@ -59,6 +60,8 @@ pub struct PacketOptions {
     pub filters: Filters,
     /// How to attach to interfaces; `None`: as the kernel can do it best.
     pub hooks: Option<HookKind>,
+    /// How to attach uprobes; `None`: as the kernel can do it best.
+    pub uprobes: Option<UprobeKind>,
 }
 
 impl Default for PacketOptions {
@@ -72,6 +75,7 @@ impl Default for PacketOptions {
             ring_kib: 16 * 1024,
             filters: Filters::default(),
             hooks: None,
+            uprobes: None,
         }
     }
 }
@@ -79,6 +83,11 @@ impl Default for PacketOptions {
 impl PacketOptions {
     /// The most bytes of a packet: what readers of capture files accept (record.h, PACKET_MAX).
     pub const SNAPLEN_MAX: u32 = 262_144;
+
+    /// Processes that start are watched for whichever they are.
+    fn uprobe_kind(&self) -> UprobeKind {
+        self.uprobes.unwrap_or_else(|| UprobeKind::best(false))
+    }
 }
 
 /// What passed an interface.
@@ -161,9 +170,10 @@ impl PacketCapture {
         let compiled = compile(filter, snaplen, options, &mut interfaces, &mut warnings)?;
         effective_user_can_trace()?;
 
-        let skeleton = load(&interfaces, options, snaplen, ring_bytes)?;
+        let kind = options.uprobe_kind();
+        let skeleton = load(&interfaces, options, kind, snaplen, ring_bytes)?;
         let mut links = Vec::new();
-        let follower = own_sockets(&skeleton, target, options, &mut links, &mut warnings)?;
+        let follower = own_sockets(&skeleton, target, options, kind, &mut links, &mut warnings)?;
         enter_interfaces(&skeleton, &interfaces)?;
         let hooks = attach_hooks(&skeleton, &interfaces, &compiled, options)?;
         Ok(Self {
@@ -226,7 +236,7 @@ impl PacketCapture {
     pub fn detach(&mut self) {
         self.hooks.detach();
         self.follower = None;
-        self.links.clear();
+        drop_at_once(&mut self.links);
     }
 }
 
@@ -321,6 +331,7 @@ impl PacketProgram {
 fn load(
     interfaces: &[Interface],
     options: &PacketOptions,
+    kind: UprobeKind,
     snaplen: u32,
     ring_bytes: u32,
 ) -> Result<PacketsSkel<'static>, Error> {
@@ -330,6 +341,7 @@ fn load(
             Box::leak(Box::new(MaybeUninit::uninit()));
         let mut open = PacketsSkelBuilder::default().open(storage)?;
         configure(&mut open, interfaces, options, snaplen, ring_bytes)?;
+        kind.prepare(&mut open.progs.start_target);
         open.load()
     });
     result.map_err(|error| {
@@ -404,6 +416,7 @@ fn own_sockets(
     skeleton: &PacketsSkel<'static>,
     target: Option<PacketTarget<'_>>,
     options: &PacketOptions,
+    kind: UprobeKind,
     links: &mut Vec<Link>,
     warnings: &mut Vec<String>,
 ) -> Result<Option<Follower>, Error> {
@@ -447,14 +460,8 @@ fn own_sockets(
         if let Some(target) = target {
             let path = target.executable.descriptor_path();
             let place = format!("the entry point at file offset {}", target.entry);
-            let offset = target.entry.0 as usize;
-            let attach = || {
-                let options = UprobeOpts::default();
-                programs
-                    .start_target
-                    .attach_uprobe_with_opts(-1, &path, offset, options)
-            };
-            links.push(attach_link(&place, attach)?);
+            let attach = || kind.attach(&programs.start_target, None, &path, &[target.entry]);
+            links.extend(attach_link(&place, attach)?);
         }
         match (filters.pid, target) {
             (Some(pid), _) => {
@@ -577,10 +584,7 @@ fn attach_hooks(
     Hooks::attach(&options.network_namespace, &attachments, options.hooks)
 }
 
-fn attach_link(
-    place: &str,
-    attach: impl FnOnce() -> libbpf_rs::Result<Link>,
-) -> Result<Link, Error> {
+fn attach_link<L>(place: &str, attach: impl FnOnce() -> libbpf_rs::Result<L>) -> Result<L, Error> {
     let (link, log) = libbpf_log::listen(attach);
     link.map_err(|error| match error.kind() {
         libbpf_rs::ErrorKind::PermissionDenied => Error::MissingCapabilities {
