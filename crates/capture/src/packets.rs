@@ -17,8 +17,9 @@ use crate::follower::Follower;
 use crate::hooks::{Attachment, Hooks};
 use crate::load::load_error;
 use crate::packet_skeleton::{OpenPacketsSkel, PacketsSkel, PacketsSkelBuilder, types};
+use crate::privileges::{self, effective_user_can_capture_packets};
 use crate::probes::ring_bytes;
-use crate::process::{effective_user_can_trace, pid_namespace};
+use crate::process::pid_namespace;
 use crate::sockets::{self, Ownership};
 use crate::translate::Hook;
 use crate::uprobes::{UprobeKind, drop_at_once};
@@ -168,7 +169,7 @@ impl PacketCapture {
             .map(|name| format!("{name}: left out, it is neither Ethernet nor plain IP"))
             .collect();
         let compiled = compile(filter, snaplen, options, &mut interfaces, &mut warnings)?;
-        effective_user_can_trace()?;
+        effective_user_can_capture_packets()?;
 
         let kind = options.uprobe_kind();
         let skeleton = load(&interfaces, options, kind, snaplen, ring_bytes)?;
@@ -229,6 +230,12 @@ impl PacketCapture {
                 }
             })
             .collect()
+    }
+
+    /// Gives up the privileges of the calling thread, except for those that detaching and the
+    /// statistics need.
+    pub fn give_up_privileges(&self) -> Result<(), Error> {
+        privileges::keep_only(privileges::for_maps() | self.hooks.privileges_to_detach())
     }
 
     /// Takes all programs away. What is in the ring buffer stays there to be read, and the
@@ -470,6 +477,13 @@ fn own_sockets(
                 wanted.then_some(pid).into_iter().collect()
             }
             (None, Some(target)) => {
+                if filters.uid.is_none() && !privileges::can_look_at_any_process() {
+                    warnings.push(
+                        "packets of other users' processes that run already will be missing: that \
+                         takes root, or CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+                            .into(),
+                    );
+                }
                 sockets::running(Some(target.executable.identity()), filters.uid)?
             }
             (None, None) => Vec::new(),

@@ -9,7 +9,7 @@ use libbpf_rs::skel::Skel;
 
 use crate::error::kernel_release;
 use crate::load::{Repeat, load};
-use crate::process::{effective_user_can_trace, is_admin};
+use crate::privileges::{effective_user_can_trace, give_up_privileges, is_admin};
 use crate::skeleton::GotlsSkel;
 use crate::target::{has_label, target};
 use crate::uprobes::{UprobeKind, drop_at_once};
@@ -143,6 +143,11 @@ impl Probes {
     /// How they are probed.
     pub fn kind(&self) -> UprobeKind {
         self.kind
+    }
+
+    /// Gives up all privileges of the calling thread: reading and detaching need none.
+    pub fn give_up_privileges(&self) -> Result<(), Error> {
+        give_up_privileges()
     }
 
     /// Takes all probes away. What is in the ring buffer stays there to be read.

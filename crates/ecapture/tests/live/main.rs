@@ -20,6 +20,7 @@ mod keylog_file;
 mod output;
 mod payload;
 mod pcap;
+mod privileges;
 mod process;
 mod third_party;
 mod wireshark;
