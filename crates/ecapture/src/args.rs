@@ -132,6 +132,10 @@ pub(crate) struct GotlsArgs {
     /// Where to take what a program reads from: for tests
     #[arg(long, value_enum, default_value_t = ReadSite::Auto, hide = true)]
     pub(crate) read_site: ReadSite,
+
+    /// How to attach uprobes: for tests
+    #[arg(long, value_enum, default_value_t = Uprobes::Auto, hide = true)]
+    pub(crate) uprobes: Uprobes,
 }
 
 /// `ecapture inspect`
@@ -193,6 +197,23 @@ impl From<ReadSite> for gobin::ReadSitePreference {
             ReadSite::Auto => Self::Auto,
             ReadSite::Copy => Self::Copy,
             ReadSite::Ret => Self::Returns,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Uprobes {
+    Auto,
+    Multi,
+    Perf,
+}
+
+impl From<Uprobes> for Option<capture::UprobeKind> {
+    fn from(uprobes: Uprobes) -> Self {
+        match uprobes {
+            Uprobes::Auto => None,
+            Uprobes::Multi => Some(capture::UprobeKind::Multi),
+            Uprobes::Perf => Some(capture::UprobeKind::Perf),
         }
     }
 }

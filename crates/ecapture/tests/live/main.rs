@@ -21,6 +21,7 @@ mod list;
 mod output;
 mod payload;
 mod pcap;
+mod privileges;
 mod process;
 mod third_party;
 mod wireshark;
