@@ -9,6 +9,7 @@ use libbpf_rs::{OpenObject, libbpf_sys};
 use crate::error::kernel_release;
 use crate::process::pid_namespace;
 use crate::skeleton::{GotlsSkel, GotlsSkelBuilder, OpenGotlsSkel, types};
+use crate::uprobes::UprobeKind;
 use crate::{Error, Options, libbpf_log};
 
 /// How the programs repeat something (gotls.bpf.c, enum repeat).
@@ -44,6 +45,7 @@ impl Repeat {
 pub(crate) fn load(
     target: &types::target,
     programs: &[&str],
+    kind: UprobeKind,
     options: &Options,
     ring_bytes: u32,
 ) -> Result<GotlsSkel<'static>, Error> {
@@ -55,6 +57,7 @@ pub(crate) fn load(
             for mut program in open.open_object_mut().progs_mut() {
                 let wanted = programs.iter().any(|&name| program.name() == name);
                 program.set_autoload(wanted);
+                kind.prepare(&mut program);
                 if sleepable {
                     program.set_flags(libbpf_sys::BPF_F_SLEEPABLE);
                 }

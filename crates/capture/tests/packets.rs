@@ -1117,10 +1117,10 @@ fn nothing_stays_attached() {
     assert!(left.contains("u32"), "{left}");
 }
 
-/// Not a test: a capture that will be killed.
+/// Not a test: a capture that will be killed, or told to end.
 #[test]
 #[ignore = "only as a child process of the other tests"]
-fn capture_until_killed() {
+fn capture_until_told() {
     let Ok(pid) = std::env::var("PACKETS_NAMESPACE_OF") else {
         return;
     };
@@ -1132,11 +1132,49 @@ fn capture_until_killed() {
         filter: Some("tcp".into()),
         ..PacketOptions::default()
     };
-    let _capture = PacketCapture::attach(None, &options).unwrap();
+    let capture = PacketCapture::attach(None, &options).unwrap();
     say("attached");
-    loop {
-        std::thread::park();
-    }
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+    capture.give_up_privileges().unwrap();
+    drop(capture);
+    say("detached");
+}
+
+/// Starts that, and waits until it has attached.
+fn start_capture(somebody: &Program) -> (Child, BufReader<ChildStdout>) {
+    let mut capture = Command::new(others())
+        .args([
+            "--exact",
+            "capture_until_told",
+            "--include-ignored",
+            "--nocapture",
+        ])
+        .env("PACKETS_NAMESPACE_OF", somebody.pid().to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = BufReader::new(capture.stdout.take().unwrap());
+    assert!(hears(&mut stdout, "@attached"));
+    (capture, stdout)
+}
+
+fn hears(stdout: &mut impl BufRead, wanted: &str) -> bool {
+    stdout.lines().any(|line| line.unwrap() == wanted)
+}
+
+/// Filters of another network namespace: what takes the most to remove.
+#[test]
+#[ignore = "needs root: run `cargo xtask test`"]
+fn what_remains_of_the_privileges_is_enough_to_detach() {
+    let (namespace, _there) = Namespace::pair();
+    let somebody = Program::client(&others(), &namespace);
+    let (mut capture, mut stdout) = start_capture(&somebody);
+    assert_eq!(attached(&namespace).1, 4);
+    writeln!(capture.stdin.take().unwrap()).unwrap();
+    assert!(hears(&mut stdout, "@detached"));
+    assert!(capture.wait().unwrap().success());
+    assert_eq!(attached(&namespace), (0, 0, 0));
 }
 
 #[test]
@@ -1144,19 +1182,7 @@ fn capture_until_killed() {
 fn filters_of_a_capture_that_was_killed_are_removed_by_the_next_one() {
     let (namespace, _there) = Namespace::pair();
     let somebody = Program::client(&others(), &namespace);
-    let mut killed = Command::new(others())
-        .args([
-            "--exact",
-            "capture_until_killed",
-            "--include-ignored",
-            "--nocapture",
-        ])
-        .env("PACKETS_NAMESPACE_OF", somebody.pid().to_string())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let stdout = BufReader::new(killed.stdout.take().unwrap());
-    assert!(stdout.lines().any(|line| line.unwrap() == "@attached"));
+    let (mut killed, _) = start_capture(&somebody);
     killed.kill().unwrap();
     killed.wait().unwrap();
     assert_eq!(attached(&namespace).1, 4, "they stay, as the kernel has it");

@@ -52,6 +52,7 @@ pub(super) fn program_array(program: &OwnedFd) -> OwnedFd {
     }
 }
 
+#[cfg(test)]
 pub(super) fn run(program: &OwnedFd, packet: &[u8]) -> u32 {
     test_run(program, packet).unwrap_or_else(|| panic!("test run of {} bytes", packet.len()))
 }
