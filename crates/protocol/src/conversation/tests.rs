@@ -168,9 +168,9 @@ fn a_server_may_send_its_settings_first() {
     conversation.data(Read, 0, settings, &mut |event| told.take(event));
     assert_eq!(conversation.protocol(), None);
     assert_eq!(told, Told::default());
-    conversation.data(Write, 0, b"PING", &mut |event| told.take(event));
+    conversation.data(Write, 0, b"EHLO a\r\n", &mut |event| told.take(event));
     assert_eq!(conversation.protocol(), Some(Protocol::Other));
-    assert_eq!(told.raw, [&b"PING"[..], settings]);
+    assert_eq!(told.raw, [&b"EHLO a\r\n"[..], settings]);
 }
 
 #[test]
