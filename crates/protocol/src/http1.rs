@@ -566,14 +566,8 @@ impl Http1 {
             State::Head => (None, false),
             State::Held(id) => (Some(id), true),
             State::Tunnel(id) | State::Body(id, Framing::UntilClose) => (Some(id), true),
-            State::BodyOrHead(id, framing) => {
-                if !bytes.is_empty() {
-                    sink(HttpEvent::Body(id, side, &bytes));
-                }
-                // The request may have been a HEAD.
-                let complete = bytes.is_empty() || matches!(framing, Framing::UntilClose);
-                (Some(id), complete)
-            }
+            // There may be no body, if the request was a HEAD, and the bytes may begin a head.
+            State::BodyOrHead(id, _) => (Some(id), bytes.is_empty()),
             State::Body(id, _) => (Some(id), false),
         };
         match id {

@@ -522,6 +522,8 @@ fn a_single_gap_anywhere_never_misleads() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
     #[test]
     fn what_is_said_is_decoded(plans in model::plans()) {
         let conversation = Conversation::new(&plans);
@@ -544,7 +546,18 @@ proptest! {
     #[test]
     fn gaps_never_mislead(plans in model::plans(), cuts in model::cuts(), gaps in model::gaps()) {
         let conversation = Conversation::new(&plans);
-        let play = Play { cuts, gaps };
+        let play = Play { cuts, gaps, ..Play::default() };
+        conversation.check(&conversation.play(&mut Http1::new(true), &play));
+    }
+
+    #[test]
+    fn lost_calls_never_mislead(
+        plans in model::plans(),
+        cuts in prop::collection::vec(1_usize..400, 0..20),
+        lost_calls in model::lost_calls(),
+    ) {
+        let conversation = Conversation::new(&plans);
+        let play = Play { cuts, lost_calls, by_message: true, ..Play::default() };
         conversation.check(&conversation.play(&mut Http1::new(true), &play));
     }
 

@@ -75,6 +75,15 @@ pub(super) struct Play {
     pub(super) cuts: Vec<usize>,
     /// What is missing of each side; indexed by [`Side::index`].
     pub(super) gaps: [Vec<Range<usize>>; 2],
+    /// Calls end where messages do, too.
+    pub(super) by_message: bool,
+    /// Which calls are missing, again and again; none if empty.
+    pub(super) lost_calls: Vec<bool>,
+}
+
+/// Every third call or so.
+pub(super) fn lost_calls() -> impl Strategy<Value = Vec<bool>> {
+    prop::collection::vec(prop::bool::weighted(0.3), 1..40)
 }
 
 /// A message as it was meant.
@@ -93,6 +102,8 @@ pub(super) struct Conversation {
     turns: Vec<(Side, Vec<u8>)>,
     requests: Vec<Message>,
     responses: Vec<Message>,
+    /// Where messages end; indexed by [`Side::index`].
+    message_ends: [Vec<usize>; 2],
 }
 
 impl Conversation {
@@ -101,6 +112,7 @@ impl Conversation {
             turns: Vec::new(),
             requests: Vec::new(),
             responses: Vec::new(),
+            message_ends: [Vec::new(), Vec::new()],
         };
         let mut first = 0;
         while first < plans.len() {
@@ -112,8 +124,11 @@ impl Conversation {
                 let request = request(number, plan);
                 let last = number + 1 == plans.len();
                 let response = response(number, plan, last);
-                turns[0].extend(&request.1);
-                turns[1].extend(&response.1);
+                for (side, bytes) in [&request.1, &response.1].into_iter().enumerate() {
+                    turns[side].extend(bytes);
+                    let ends = &mut conversation.message_ends[side];
+                    ends.push(ends.last().unwrap_or(&0) + bytes.len());
+                }
                 conversation.requests.push(request.0);
                 conversation.responses.push(response.0);
             }
@@ -155,6 +170,7 @@ impl Conversation {
         let mut offsets = [0_usize; 2];
         let mut missing = [0_u64; 2];
         let mut cuts = play.cuts.iter().copied().cycle();
+        let mut lost_calls = play.lost_calls.iter().copied().cycle();
         // What is skipped comes before everything else: a side's bytes are not seen while the
         // other's are.
         let skipped_turns = self.turns_behind(skip);
@@ -170,7 +186,11 @@ impl Conversation {
                     .filter(|at| *at > offset);
                 let until = gap.map_or_else(|| next.min().unwrap_or(usize::MAX), |gap| gap.end);
                 let cut = cuts.next().unwrap_or(usize::MAX);
-                let length = rest.len().min(until - offset).min(cut);
+                let ends = self.message_ends[index]
+                    .iter()
+                    .filter(|end| play.by_message && **end > offset);
+                let end = ends.min().map_or(usize::MAX, |end| end - offset);
+                let length = rest.len().min(until - offset).min(cut).min(end);
                 let (piece, behind) = rest.split_at(length);
                 rest = behind;
                 offsets[index] += length;
@@ -179,7 +199,7 @@ impl Conversation {
                 {
                     continue;
                 }
-                if gap.is_some() {
+                if gap.is_some() || lost_calls.next().unwrap_or(false) {
                     missing[index] += length as u64;
                     continue;
                 }
