@@ -15,16 +15,22 @@
 
 mod body;
 mod budget;
+mod conversation;
 mod event;
 mod event_stream;
 mod exchange;
 mod exchanges;
 mod grpc;
+pub mod http1;
 mod media;
 mod protobuf;
+pub mod websocket;
 
 pub use body::{Body, Coding, ContentState};
 pub use budget::{Budget, Limits};
+pub use conversation::{
+    Conversation, ConversationEvent, ConversationSink, Hint, Protocol, RAW_MAX, UNDECIDED_MAX,
+};
 pub use event::{
     Decoder, Field, HttpEvent, HttpSink, RequestHead, ResponseHead, Side, StreamId, Trouble,
     Version,
@@ -34,5 +40,7 @@ pub use exchange::{
 };
 pub use exchanges::{Exchanges, Notice, NoticeSink};
 pub use grpc::Grpc;
+pub use http1::Http1;
 pub use media::{Kind, MultipartPart, is_text, multipart_parts, to_utf8};
 pub use protobuf::{ProtobufField, ProtobufValue, parse_protobuf};
+pub use websocket::{WebSocket, WebSocketEvent};
