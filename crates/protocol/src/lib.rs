@@ -14,8 +14,11 @@
 #![forbid(unsafe_code)]
 
 mod event;
+mod hpack;
+pub mod http2;
 
 pub use event::{
     Decoder, Field, HttpEvent, HttpSink, RequestHead, ResponseHead, Side, StreamId, Trouble,
     Version,
 };
+pub use http2::Http2;
