@@ -4,8 +4,10 @@
 //! connection are probably a frame; but they may as well be the middle of a body. So a place is a
 //! boundary if what follows is a chain of frames as strict senders write them (types, flags, lengths and
 //! streams that fit together, header blocks that decode), long enough to be no accident. Evidence is
-//! counted roughly in bits: a place in random bytes passes with a probability of 2^-40. Only a body that
-//! contains HTTP/2 itself can look like one.
+//! counted roughly in bits: a place in random bytes passes with a probability of 2^-40. The first frame
+//! has to be convincing by itself ([`Weight::alone`]): what follows does not vouch for it, because a
+//! wrong length often enough leads to the beginning of a real frame. Only a body that contains HTTP/2
+//! itself can look like one.
 
 use super::frame::{FrameHeader, HEADER_LENGTH, flag, fragment, kind};
 use super::head::FieldBlock;
@@ -15,8 +17,39 @@ use crate::hpack::Decoder;
 /// How many bytes are held in search of a boundary. A chain whose beginning is longer is not found.
 pub const MAX_WINDOW: usize = 128 << 10;
 
-/// Evidence that is enough, in bits.
+/// Evidence that is enough, in bits, for the first frame and for the chain.
 const ENOUGH: u32 = 40;
+
+/// What a frame proves, in bits.
+#[derive(Clone, Copy)]
+struct Weight {
+    /// How unlikely random bytes are to be such a frame.
+    alone: u32,
+    /// What it adds to a chain: less, because other data aren't random. Small numbers are common.
+    chained: u32,
+}
+
+impl Weight {
+    /// The weight of a frame whose length and stream are free, beyond what its type and flags prove.
+    fn of_numbers(frame: &FrameHeader, bits: u32) -> Self {
+        let (length, stream) = (
+            frame.length.leading_zeros() - 8,
+            frame.stream.leading_zeros(),
+        );
+        Self {
+            alone: bits + length + stream,
+            chained: bits + length / 2 + stream / 2,
+        }
+    }
+
+    /// The weight of a frame of which nearly nothing is free.
+    fn of_fixed(chained: u32) -> Self {
+        Self {
+            alone: ENOUGH,
+            chained,
+        }
+    }
+}
 
 /// Header blocks longer than this are not taken for evidence.
 const MAX_BLOCK: u32 = 16 << 10;
@@ -174,24 +207,32 @@ impl Search {
             }
             let end = at + HEADER_LENGTH + frame.length as usize;
             let payload = rest.get(..frame.length as usize);
-            if frame.kind == kind::DATA {
-                evidence += data_evidence(&frame);
+            let weight = if frame.kind == kind::DATA {
+                Some(data_weight(&frame))
             } else {
                 let Some(payload) = payload else {
                     return perhaps(end, false);
                 };
-                let weight = match frame.kind {
+                match frame.kind {
                     kind::HEADERS | kind::PUSH_PROMISE | kind::CONTINUATION => {
-                        self.add_fragment(&frame, payload, &mut block, work)
+                        match self.add_fragment(&frame, payload, &mut block, work) {
+                            Some(None) => {
+                                at = end;
+                                continue;
+                            }
+                            weight => weight.flatten(),
+                        }
                     }
-                    _ => control_evidence(&frame, payload),
-                };
-                match weight {
-                    Some(weight) => evidence += weight,
-                    None => return Verdict::No,
+                    _ => control_weight(&frame, payload),
                 }
+            };
+            match weight {
+                Some(weight) if evidence > 0 || weight.alone >= ENOUGH => {
+                    evidence += weight.chained;
+                }
+                _ => return Verdict::No,
             }
-            if evidence >= ENOUGH && block.is_none() {
+            if evidence >= ENOUGH {
                 return Verdict::Boundary;
             }
             if payload.is_none() {
@@ -216,14 +257,14 @@ impl Search {
             }
     }
 
-    /// Adds to a header block. At its end: what it proves, or `None` if it is none.
+    /// Adds to a header block; `None` if it is none. At its end: what it proves.
     fn add_fragment(
         &self,
         frame: &FrameHeader,
         payload: &[u8],
         block: &mut Option<(FrameHeader, Vec<u8>)>,
         work: &mut Work,
-    ) -> Option<u32> {
+    ) -> Option<Option<Weight>> {
         work.spend(payload.len())?;
         let (fragment, _) = fragment(frame, payload).ok()?;
         let (first, mut bytes) = block.take().unwrap_or((*frame, Vec::new()));
@@ -232,15 +273,14 @@ impl Search {
             return None;
         }
         if frame.has(flag::END_HEADERS) {
-            return self.block_evidence(&first, &bytes);
+            return self.block_weight(&first, &bytes).map(Some);
         }
         *block = Some((first, bytes));
-        Some(0)
+        Some(None)
     }
 
-    /// What a header block proves: little if it is long or on a high stream, more with every
-    /// pseudo-header field.
-    fn block_evidence(&self, first: &FrameHeader, bytes: &[u8]) -> Option<u32> {
+    /// What a header block proves: more with every pseudo-header field. `None` if it is none.
+    fn block_weight(&self, first: &FrameHeader, bytes: &[u8]) -> Option<Weight> {
         let block = FieldBlock::decode(&mut Decoder::joined(), bytes).ok()?;
         let asks = self.side == Side::Client || first.kind == kind::PUSH_PROMISE;
         let wrong_side = if asks {
@@ -261,27 +301,25 @@ impl Search {
             return None;
         }
         let pseudo = block.request_fields() as u32 + u32::from(status.is_some());
-        Some(
-            12 + (first.length.leading_zeros() - 8) / 2
-                + first.stream.leading_zeros() / 2
-                + 8 * pseudo,
-        )
+        Some(Weight::of_numbers(first, 12 + 8 * pseudo))
     }
 }
 
-/// What a DATA frame's header proves: length and stream are nearly free, and small numbers are common in
-/// all data.
-fn data_evidence(frame: &FrameHeader) -> u32 {
-    let numbers = (frame.length.leading_zeros() - 8) / 2 + frame.stream.leading_zeros() / 2;
-    (8 + numbers).min(20)
+/// What a DATA frame's header proves.
+fn data_weight(frame: &FrameHeader) -> Weight {
+    let weight = Weight::of_numbers(frame, 14);
+    Weight {
+        chained: weight.chained.min(20),
+        ..weight
+    }
 }
 
 /// What a frame of another type proves; `None` if its payload is not valid.
-fn control_evidence(frame: &FrameHeader, payload: &[u8]) -> Option<u32> {
+fn control_weight(frame: &FrameHeader, payload: &[u8]) -> Option<Weight> {
     let number = payload
         .first_chunk()
         .map_or(0, |first| u32::from_be_bytes(*first));
-    match frame.kind {
+    let chained = match frame.kind {
         kind::SETTINGS if payload.is_empty() => frame.has(flag::ACK).then_some(20),
         kind::SETTINGS => {
             let known = |setting: &[u8]| setting[0] == 0 && (1..=16).contains(&setting[1]);
@@ -291,6 +329,12 @@ fn control_evidence(frame: &FrameHeader, payload: &[u8]) -> Option<u32> {
         kind::WINDOW_UPDATE => (number != 0 && number >> 31 == 0).then_some(24),
         kind::PING | kind::GOAWAY => Some(32),
         kind::PRIORITY => Some(16),
-        _ => Some(8),
-    }
+        _ => {
+            return Some(Weight {
+                alone: 0,
+                chained: 8,
+            });
+        }
+    };
+    chained.map(Weight::of_fixed)
 }
