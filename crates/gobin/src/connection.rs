@@ -137,11 +137,12 @@ impl ConnectionPlan {
             types: Vec::new(),
         };
         let unix_conn = unix_conn.filter(|&at| socket_layout(types, at) == Some(socket));
+        let with_name = unix_addr.filter(|_| plan.unix_name.is_some());
         for (at, role) in [
             (Some(tcp_conn), TypeRole::TcpConn),
             (unix_conn, TypeRole::UnixConn),
             (Some(tcp_addr), TypeRole::TcpAddr),
-            (unix_addr, TypeRole::UnixAddr),
+            (with_name, TypeRole::UnixAddr),
         ] {
             plan.add_pointers(types, at, role);
         }
