@@ -1,8 +1,8 @@
 //! From a plan to what the eBPF programs have to know of an executable.
 
 use gobin::{
-    Abi, ConnectionPlan, DynamicType, EntryProbe, KeyPlan, Location, ProbePlan, ReadProbe, SiteKind,
-    TypeRole,
+    Abi, ConnectionPlan, DynamicType, EntryProbe, KeyPlan, Location, ProbePlan, ReadProbe,
+    SiteKind, TypeRole,
 };
 
 use crate::skeleton::types;

@@ -515,7 +515,13 @@ mod tests {
     }
 
     /// What a record says of one end.
-    fn address(family: u8, length: u8, zone_length: u8, port: u16, parts: &[(usize, &[u8])]) -> Vec<u8> {
+    fn address(
+        family: u8,
+        length: u8,
+        zone_length: u8,
+        port: u16,
+        parts: &[(usize, &[u8])],
+    ) -> Vec<u8> {
         let mut bytes = vec![family, length, zone_length, 0];
         bytes.extend(port.to_le_bytes());
         bytes.resize(size_of::<layout::Address>(), 0);
@@ -585,7 +591,10 @@ mod tests {
             panic!("{bytes:?}")
         };
         assert_eq!(record.local, Some(Address::Unix(b"/run/x.sock")));
-        assert_eq!((record.remote, record.agreed, record.fd), (None, None, None));
+        assert_eq!(
+            (record.remote, record.agreed, record.fd),
+            (None, None, None)
+        );
     }
 
     #[test]

@@ -13,6 +13,5 @@ mod record;
 pub use decode::DecodeError;
 pub use record::{
     Address, Agreed, CloseCause, CloseRecord, ConnectionRecord, DataRecord, Direction, Header,
-    KeyRecord, Missing, PacketDirection, PacketProcess,
-    PacketRecord, Record, Role,
+    KeyRecord, Missing, PacketDirection, PacketProcess, PacketRecord, Record, Role,
 };
