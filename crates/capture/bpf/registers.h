@@ -35,9 +35,14 @@ struct registers {
 static __always_inline __u64 current_g(const struct registers *registers, bool stack_abi,
 				       bool at_stack_check)
 {
+	__u64 r14 = registers->r14, cx = registers->cx;
+
+	/* The compiler would choose between their addresses, and verifiers refuse to load from the
+	 * context at an address that is not constant. */
+	asm volatile("" : "+r"(r14), "+r"(cx));
 	if (!stack_abi)
-		return registers->r14;
-	return at_stack_check ? registers->cx : 0;
+		return r14;
+	return at_stack_check ? cx : 0;
 }
 
 #define X86_CARRY (1 << 0)
