@@ -21,8 +21,8 @@ mod event_stream;
 mod exchange;
 mod exchanges;
 mod grpc;
-pub mod http1;
 mod hpack;
+pub mod http1;
 pub mod http2;
 mod media;
 mod protobuf;
@@ -43,7 +43,7 @@ pub use exchange::{
 pub use exchanges::{Exchanges, Notice, NoticeSink};
 pub use grpc::Grpc;
 pub use http1::Http1;
+pub use http2::Http2;
 pub use media::{Kind, MultipartPart, is_text, multipart_parts, to_utf8};
 pub use protobuf::{ProtobufField, ProtobufValue, parse_protobuf};
 pub use websocket::{WebSocket, WebSocketEvent};
-pub use http2::Http2;

@@ -14,6 +14,7 @@
 //! Memory is bounded by [`Tracker::CONNECTIONS_MAX`] connections, whatever comes.
 #![forbid(unsafe_code)]
 
+mod address;
 mod body_text;
 mod escape;
 mod event;
@@ -27,11 +28,12 @@ mod packets;
 mod pcapng;
 mod text;
 mod time;
+mod tls_names;
 mod tracker;
 mod units;
 
 pub use escape::{escape_name, escape_payload};
-pub use event::{Data, Event, Http, Loss, Lost, Place, Sink};
+pub use event::{Closed, Data, Event, Http, Loss, Lost, Opened, Place, Sink};
 pub use har::HarSink;
 pub use hexdump::write_hexdump;
 pub use json::JsonSink;
