@@ -14,6 +14,7 @@
 //! Memory is bounded by [`Tracker::CONNECTIONS_MAX`] connections, whatever comes.
 #![forbid(unsafe_code)]
 
+mod address;
 mod escape;
 mod event;
 mod hexdump;
@@ -23,10 +24,11 @@ mod packets;
 mod pcapng;
 mod text;
 mod time;
+mod tls_names;
 mod tracker;
 
 pub use escape::{escape_name, escape_payload};
-pub use event::{Data, Event, Loss, Lost, Place, Sink};
+pub use event::{Closed, Data, Event, Loss, Lost, Opened, Place, Sink};
 pub use hexdump::write_hexdump;
 pub use json::JsonSink;
 pub use keylog::{KeyLines, KeyLog, KeyTotals};
