@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::event::{Field, RequestHead, Version};
+use crate::event::{Field, RequestHead, ResponseHead, Version};
 
 mod model;
 
