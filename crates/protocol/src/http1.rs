@@ -4,7 +4,7 @@
 //! nothing else that is larger. What
 //! is missing inside a body or chunk whose length is known is counted and decoding goes on exactly.
 //! Elsewhere that side waits until a call of [`Decoder::data`] begins with a whole request line of a
-//! well-known method, or a status line. [`pairing`] says when requests and responses still belong together.
+//! well-known method, or a status line. `pairing.rs` says when requests and responses still belong together.
 
 mod chunked;
 mod head;

@@ -191,7 +191,7 @@ impl End {
                 State::Payload(frame) => self.payload(frame, bytes, sink),
             };
             bytes = &bytes[taken..];
-            self.offset += taken as u64;
+            self.offset = self.offset.saturating_add(taken as u64);
         }
     }
 
