@@ -436,12 +436,14 @@ fn pass_on(upgraded: &mut Option<Upgraded>, event: HttpEvent<'_>, sink: &mut Con
         match event {
             HttpEvent::Body(_, side, bytes) => {
                 decoder.data(side, passed[side.index()], bytes, sink);
-                passed[side.index()] += bytes.len() as u64;
+                let passed = &mut passed[side.index()];
+                *passed = passed.saturating_add(bytes.len() as u64);
                 return;
             }
             HttpEvent::Missing(_, side, bytes) => {
                 decoder.gap(side, passed[side.index()], bytes, sink);
-                passed[side.index()] += bytes;
+                let passed = &mut passed[side.index()];
+                *passed = passed.saturating_add(bytes);
                 return;
             }
             event => return sink(event),

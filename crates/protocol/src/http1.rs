@@ -1,26 +1,32 @@
 //! HTTP/1.0 and HTTP/1.1 (RFC 9112, RFC 9110).
 //!
-//! Bodies are handed on as they come; of heads up to [`HEAD_MAX`] bytes are held, for each side. What
+//! Bodies are handed on as they come; of heads up to [`HEAD_MAX`] bytes are held, for each side, and
+//! nothing else that is larger. What
 //! is missing inside a body or chunk whose length is known is counted and decoding goes on exactly.
 //! Elsewhere that side waits until a call of [`Decoder::data`] begins with a whole request line of a
-//! well-known method, or a status line. [`pairing`] says when requests and responses still belong together.
+//! well-known method, or a status line. `pairing.rs` says when requests and responses still belong together.
 
 mod chunked;
 mod head;
+mod loss;
 mod pairing;
+mod start_line;
+mod switching;
 
 pub use chunked::{CHUNK_LINE_MAX, TRAILERS_MAX};
 pub use head::{FIELDS_MAX, HEAD_MAX};
-pub(crate) use head::{Match, certain_start_line, request_line, status_line};
 pub use pairing::OUTSTANDING_MAX;
+pub(crate) use start_line::{Match, certain_start_line, request_line, status_line};
 
 use std::mem;
 
 use chunked::Step;
 use head::{Asked, Framing};
 use pairing::Pairing;
+use start_line::start_line;
+use switching::switches_to;
 
-use crate::event::{Decoder, HttpEvent, HttpSink, ResponseHead, Side, StreamId, Trouble};
+use crate::event::{Decoder, HttpEvent, HttpSink, Side, StreamId, Trouble};
 
 /// Bytes that are held of what a client sends behind a `CONNECT` or `Upgrade` before it is answered.
 pub const HELD_MAX: usize = 64 << 10;
@@ -121,7 +127,7 @@ impl Http1 {
             };
             // Nothing is taken only when the state has become one that takes something.
             input.bytes = &input.bytes[taken..];
-            input.offset += taken as u64;
+            input.offset = input.offset.saturating_add(taken as u64);
             input.begins &= taken == 0;
         }
     }
@@ -157,7 +163,7 @@ impl Http1 {
         }
         let started = stream.scanned > 0 && stream.buffer[..stream.scanned].contains(&b'\n');
         stream.scanned = stream.buffer.len();
-        if !started && head::start_line(input.side, &stream.buffer) == Match::No {
+        if !started && start_line(input.side, &stream.buffer) == Match::No {
             self.malformed_head(input.side, Trouble::Malformed("not a start line"), sink);
         } else if self.stream(input.side).buffer.len() == HEAD_MAX {
             self.malformed_head(
@@ -177,7 +183,7 @@ impl Http1 {
     /// A head is complete.
     fn message(&mut self, side: Side, offset: u64, head: &[u8], sink: &mut HttpSink<'_>) {
         self.stream(side).buffer_offset = offset;
-        if head::start_line(side, head) != Match::Yes {
+        if start_line(side, head) != Match::Yes {
             return self.malformed_head(side, Trouble::Malformed("not a start line"), sink);
         }
         match side {
@@ -299,7 +305,7 @@ impl Http1 {
                 }
                 Err(why) => {
                     let taken = (input.bytes.len() - rest.len()) as u64;
-                    let offset = input.offset + taken.saturating_sub(1);
+                    let offset = input.offset.saturating_add(taken.saturating_sub(1));
                     self.lose(input.side, Some(id), offset, why, sink);
                 }
             },
@@ -327,231 +333,6 @@ impl Http1 {
         self.stream(side).state = State::Head;
         if side == Side::Server {
             self.pairing.answered(id);
-        }
-    }
-
-    fn body_or_head(&mut self, input: Input<'_>, sink: &mut HttpSink<'_>) -> usize {
-        let stream = self.stream(input.side);
-        if !stream.buffer.is_empty() {
-            return self.again_with_buffer(input, sink);
-        }
-        match head::status_line(input.bytes) {
-            Match::Partial => {
-                stream.buffer.extend(input.bytes);
-                stream.buffer_offset = input.offset;
-                return input.bytes.len();
-            }
-            Match::Yes => {
-                let State::BodyOrHead(id, _) = stream.state else {
-                    return 0;
-                };
-                self.end(input.side, id, sink);
-            }
-            Match::No => {
-                let state = mem::replace(&mut stream.state, State::Lost);
-                if let State::BodyOrHead(id, framing) = state {
-                    stream.state = State::Body(id, framing);
-                }
-            }
-        }
-        0
-    }
-
-    fn find_head(&mut self, input: Input<'_>, sink: &mut HttpSink<'_>) -> usize {
-        if !input.begins {
-            return input.bytes.len();
-        }
-        let stream = self.stream(input.side);
-        if !stream.buffer.is_empty() {
-            return self.again_with_buffer(input, sink);
-        }
-        match head::certain_start_line(input.side, input.bytes) {
-            Match::Partial => {
-                stream.buffer.extend(input.bytes);
-                stream.buffer_offset = input.offset;
-                input.bytes.len()
-            }
-            Match::Yes => {
-                stream.state = State::Head;
-                stream.unseen = false;
-                if input.side == Side::Server && self.pairing.outstanding() > 1 {
-                    self.doubt_all(input.offset, sink);
-                }
-                0
-            }
-            Match::No => {
-                if mem::take(&mut stream.unseen) {
-                    let why = Trouble::MidStream;
-                    sink(HttpEvent::Trouble(None, input.side, input.offset, why));
-                }
-                if input.side == Side::Server && self.pairing.outstanding() > 0 {
-                    self.doubt_all(input.offset, sink);
-                }
-                input.bytes.len()
-            }
-        }
-    }
-
-    /// What the server sends does not fit what was asked.
-    fn doubt_all(&mut self, offset: u64, sink: &mut HttpSink<'_>) {
-        let why = Trouble::Malformed("it is not certain which response this request has");
-        let ids = self.pairing.give_up(why.clone());
-        self.give_up(ids, Side::Server, offset, &why, sink);
-    }
-
-    /// Takes the held bytes and the new ones together.
-    fn again_with_buffer(&mut self, input: Input<'_>, sink: &mut HttpSink<'_>) -> usize {
-        let stream = self.stream(input.side);
-        let offset = stream.buffer_offset;
-        let mut bytes = stream.take_buffer();
-        bytes.extend(input.bytes);
-        let again = Input {
-            offset,
-            bytes: &bytes,
-            begins: true,
-            ..input
-        };
-        self.feed(again, sink);
-        input.bytes.len()
-    }
-
-    fn hold(&mut self, id: StreamId, input: Input<'_>, sink: &mut HttpSink<'_>) -> usize {
-        let stream = self.stream(input.side);
-        if stream.buffer.is_empty() {
-            stream.buffer_offset = input.offset;
-        }
-        if stream.buffer.len() + input.bytes.len() <= HELD_MAX {
-            stream.buffer.extend(input.bytes);
-            return input.bytes.len();
-        }
-        let offset = stream.buffer_offset;
-        sink(HttpEvent::End(id, Side::Client));
-        let why = Trouble::TooMuch("bytes behind a request to switch protocols", HELD_MAX);
-        self.lose(Side::Client, None, offset, why, sink);
-        input.bytes.len()
-    }
-
-    /// The response to a request that might have turned the connection into something else is none
-    /// that does, or is missing.
-    fn release(&mut self, id: StreamId, sink: &mut HttpSink<'_>) {
-        let stream = self.stream(Side::Client);
-        stream.may_switch = false;
-        if !matches!(stream.state, State::Held(held) if held == id) {
-            return;
-        }
-        stream.state = State::Head;
-        let offset = stream.buffer_offset;
-        let bytes = stream.take_buffer();
-        sink(HttpEvent::End(id, Side::Client));
-        let held = Input {
-            side: Side::Client,
-            offset,
-            bytes: &bytes,
-            begins: true,
-        };
-        self.feed(held, sink);
-    }
-
-    /// From here on the connection carries something else.
-    fn switch(&mut self, id: StreamId, protocol: Vec<u8>, sink: &mut HttpSink<'_>) {
-        sink(HttpEvent::Switched(id, protocol));
-        self.stream(Side::Server).state = State::Tunnel(id);
-        let client = self.stream(Side::Client);
-        match client.state {
-            State::Body(..) | State::BodyOrHead(..) => {
-                self.switched = Some(id);
-                return;
-            }
-            State::Held(held) if held != id => sink(HttpEvent::End(held, Side::Client)),
-            _ => {}
-        }
-        let client = self.stream(Side::Client);
-        client.state = State::Tunnel(id);
-        let bytes = client.take_buffer();
-        if !bytes.is_empty() {
-            sink(HttpEvent::Body(id, Side::Client, &bytes));
-        }
-    }
-
-    /// This side cannot be understood until a message begins. `id` is the message that is incomplete.
-    fn lose(
-        &mut self,
-        side: Side,
-        id: Option<StreamId>,
-        offset: u64,
-        why: Trouble,
-        sink: &mut HttpSink<'_>,
-    ) {
-        let stream = self.stream(side);
-        stream.take_buffer();
-        stream.state = State::Lost;
-        stream.unseen = false;
-        stream.may_switch = false;
-        if side == Side::Client {
-            sink(HttpEvent::Trouble(id, side, offset, why.clone()));
-            return self.pairing.client_lost(&why);
-        }
-        let ids = self.pairing.server_lost(&why);
-        let told = id.map_or(!ids.is_empty(), |id| ids.contains(&id));
-        if !told {
-            sink(HttpEvent::Trouble(id, side, offset, why.clone()));
-        }
-        self.give_up(ids, side, offset, &why, sink);
-    }
-
-    /// These requests get no response.
-    fn give_up(
-        &mut self,
-        ids: Vec<StreamId>,
-        side: Side,
-        offset: u64,
-        why: &Trouble,
-        sink: &mut HttpSink<'_>,
-    ) {
-        for id in &ids {
-            sink(HttpEvent::Trouble(Some(*id), side, offset, why.clone()));
-        }
-        for id in ids {
-            self.release(id, sink);
-        }
-    }
-
-    fn gap_in(&mut self, side: Side, offset: u64, bytes: u64, sink: &mut HttpSink<'_>) {
-        let why = Trouble::Gap { bytes };
-        match &mut self.stream(side).state {
-            State::Body(id, Framing::Length(left)) => {
-                let id = *id;
-                let missing = bytes.min(*left);
-                *left -= missing;
-                let complete = *left == 0;
-                sink(HttpEvent::Missing(id, side, missing));
-                if complete {
-                    self.end(side, id, sink);
-                }
-                if bytes > missing {
-                    self.gap_in(side, offset + missing, bytes - missing, sink);
-                }
-            }
-            State::Body(id, Framing::Chunked(chunked)) => {
-                let id = *id;
-                if chunked.skip(bytes) {
-                    sink(HttpEvent::Missing(id, side, bytes));
-                } else {
-                    self.lose(side, Some(id), offset, why, sink);
-                }
-            }
-            State::Body(id, Framing::UntilClose) | State::Tunnel(id) => {
-                sink(HttpEvent::Missing(*id, side, bytes));
-            }
-            State::BodyOrHead(id, _) => {
-                let id = *id;
-                self.lose(side, Some(id), offset, why, sink);
-            }
-            State::Held(id) => {
-                sink(HttpEvent::End(*id, side));
-                self.lose(side, None, offset, why, sink);
-            }
-            State::Head | State::Lost => self.lose(side, None, offset, why, sink),
         }
     }
 
@@ -614,19 +395,6 @@ impl Stream {
     fn take_buffer(&mut self) -> Vec<u8> {
         self.scanned = 0;
         mem::take(&mut self.buffer)
-    }
-}
-
-/// What the connection carries behind a response (RFC 9110 sections 7.8 and 9.3.6).
-fn switches_to(head: &ResponseHead, asked: Option<Asked>) -> Result<Option<Vec<u8>>, Trouble> {
-    match (head.status, asked) {
-        (Some(101), None | Some(Asked::Upgrade)) => {
-            let protocol = head::values(&head.fields, "upgrade").next();
-            Ok(Some(protocol.unwrap_or_default().to_vec()))
-        }
-        (Some(101), Some(_)) => Err(Trouble::Malformed("101 to a request without Upgrade")),
-        (Some(200..=299), Some(Asked::Connect)) => Ok(Some(b"CONNECT".to_vec())),
-        _ => Ok(None),
     }
 }
 

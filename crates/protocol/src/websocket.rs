@@ -191,7 +191,7 @@ impl End {
                 State::Payload(frame) => self.payload(frame, bytes, sink),
             };
             bytes = &bytes[taken..];
-            self.offset += taken as u64;
+            self.offset = self.offset.saturating_add(taken as u64);
         }
     }
 
@@ -298,7 +298,7 @@ impl End {
         let Some(message) = &mut self.message else {
             return;
         };
-        message.wire_length += bytes.len() as u64;
+        message.wire_length = message.wire_length.saturating_add(bytes.len() as u64);
         if !message.compressed {
             message.append(bytes);
         } else if let Some(inflater) = self.inflater.as_mut().filter(|_| !message.broken) {
@@ -379,10 +379,10 @@ impl End {
         self.state = State::Payload(frame);
         let mut lost = opcode::is_control(frame.opcode);
         if let Some(message) = self.message.as_mut().filter(|_| !lost) {
-            message.missing += bytes;
-            message.wire_length += bytes;
+            message.missing = message.missing.saturating_add(bytes);
+            message.wire_length = message.wire_length.saturating_add(bytes);
             if !message.compressed {
-                message.length += bytes;
+                message.length = message.length.saturating_add(bytes);
             } else if !message.broken {
                 message.broken = true;
                 lost = true;
@@ -409,7 +409,7 @@ impl End {
 
 impl Collected {
     fn append(&mut self, bytes: &[u8]) {
-        self.length += bytes.len() as u64;
+        self.length = self.length.saturating_add(bytes.len() as u64);
         if self.missing == 0 {
             let room = MESSAGE_MAX - self.payload.len();
             self.payload.extend(&bytes[..room.min(bytes.len())]);

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::event::{Field, RequestHead, Version};
+use crate::event::{Field, RequestHead, ResponseHead, Version};
 
 mod model;
 
@@ -588,10 +588,11 @@ proptest! {
     #[test]
     fn arbitrary_bytes_do_no_harm(
         from_beginning: bool,
+        begin in prop_oneof![Just(0), Just(u64::MAX - 100)],
         calls in prop::collection::vec((any::<bool>(), any::<bool>(), prop::collection::vec(any::<u8>(), 0..60)), 0..40),
     ) {
         let mut decoder = Http1::new(from_beginning);
-        let mut offset = 0;
+        let mut offset: u64 = begin;
         for (client, gap, bytes) in calls {
             let side = if client { Side::Client } else { Side::Server };
             if gap {
@@ -599,7 +600,7 @@ proptest! {
             } else {
                 decoder.data(side, offset, &bytes, &mut |_| {});
             }
-            offset += bytes.len() as u64;
+            offset = offset.saturating_add(bytes.len() as u64);
         }
         decoder.close(&mut |_| {});
     }

@@ -192,6 +192,24 @@ fn missing_payload_is_counted() {
     );
 }
 
+#[test]
+fn lengths_beyond_all_counting_do_no_harm() {
+    let mut decoder = WebSocket::new(b"");
+    let mut seen = Vec::new();
+    let sink: &mut WebSocketSink<'_> = &mut |event| collect(&mut seen, event);
+    for first in [1, 0, 0, 0x80] {
+        decoder.data(
+            Side::Server,
+            &[first, 127, 0x7f, 255, 255, 255, 255, 255, 255, 255],
+            sink,
+        );
+        decoder.gap(Side::Server, u64::MAX >> 1, sink);
+    }
+    decoder.gap(Side::Server, u64::MAX, sink);
+    assert_eq!(seen.len(), 2);
+    assert!(matches!(seen[0], Seen::Message(.., u64::MAX)));
+}
+
 /// Behind a gap, messages that refer to what was lost are not shown.
 #[test]
 fn a_gap_in_a_compressed_message_spoils_the_context() {
