@@ -16,6 +16,7 @@
 
 mod address;
 mod body_text;
+mod conversations;
 mod escape;
 mod event;
 mod exchange_json;
@@ -32,6 +33,7 @@ mod tls_names;
 mod tracker;
 mod units;
 
+pub use conversations::{ConversationOptions, Conversations, Plaintext};
 pub use escape::{escape_name, escape_payload};
 pub use event::{Closed, Data, Event, Http, Loss, Lost, Opened, Place, Sink};
 pub use har::HarSink;
