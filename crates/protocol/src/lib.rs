@@ -13,9 +13,17 @@
 //! memory whatever they are fed, and say where and why they stopped understanding.
 #![forbid(unsafe_code)]
 
+mod conversation;
 mod event;
+pub mod http1;
+pub mod websocket;
 
+pub use conversation::{
+    Conversation, ConversationEvent, ConversationSink, Hint, Protocol, RAW_MAX, UNDECIDED_MAX,
+};
 pub use event::{
     Decoder, Field, HttpEvent, HttpSink, RequestHead, ResponseHead, Side, StreamId, Trouble,
     Version,
 };
+pub use http1::Http1;
+pub use websocket::{WebSocket, WebSocketEvent};
