@@ -9,6 +9,7 @@
 mod args;
 mod consume;
 mod container;
+mod doctor;
 mod failure;
 mod gotls;
 mod inspect;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     let result = match args::Args::parse().command {
         args::Command::Gotls(args) => gotls::run(&args),
         args::Command::Inspect(args) => inspect::run(&args),
+        args::Command::Doctor(args) => doctor::run(&args),
         args::Command::List(args) => list::run(&args),
     };
     match result {

@@ -1,10 +1,10 @@
 //! HTTP/1.0 and HTTP/1.1 (RFC 9112, RFC 9110).
 //!
 //! Bodies are handed on as they come; of heads up to [`HEAD_MAX`] bytes are held, for each side, and
-//! nothing else that is larger. What
-//! is missing inside a body or chunk whose length is known is counted and decoding goes on exactly.
-//! Elsewhere that side waits until a call of [`Decoder::data`] begins with a whole request line of a
-//! well-known method, or a status line. `pairing.rs` says when requests and responses still belong together.
+//! nothing else that is larger. What is missing inside a body or chunk whose length is known is counted
+//! and decoding goes on exactly. Elsewhere that side waits until a call of [`Decoder::data`] begins with
+//! a whole request line of a well-known method, or a status line. `pairing.rs` says when requests and
+//! responses still belong together.
 
 mod chunked;
 mod head;

@@ -9,6 +9,7 @@
 
 mod capture;
 mod decryption;
+mod doctor;
 mod exact;
 mod exchange;
 mod harmless;
