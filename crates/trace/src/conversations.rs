@@ -108,14 +108,20 @@ impl<S: Sink> Conversations<S> {
     }
 
     /// The sink.
-    pub fn sink(&mut self) -> &mut S {
+    pub fn sink(&self) -> &S {
+        &self.sink
+    }
+
+    /// The sink.
+    pub fn sink_mut(&mut self) -> &mut S {
         &mut self.sink
     }
 
-    /// Announces exchanges that have been going on for a while; does so at most once a second.
-    pub fn tick(&mut self, now: Timestamp) -> io::Result<()> {
+    /// Announces exchanges that have been going on for a while; does so at most once a second, and says
+    /// whether it did.
+    pub fn tick(&mut self, now: Timestamp) -> io::Result<bool> {
         if now.0.saturating_sub(self.last_tick.0) < Self::TICK {
-            return Ok(());
+            return Ok(false);
         }
         self.last_tick = now;
         for (number, connection) in &mut self.connections {
@@ -134,14 +140,7 @@ impl<S: Sink> Conversations<S> {
             exchanges.tick(Time(now.0), &mut |notice| out.notice(&notice));
             out.result?;
         }
-        Ok(())
-    }
-
-    /// Whether something may be announced although nothing more happens.
-    pub fn is_waiting(&self) -> bool {
-        self.connections
-            .iter()
-            .any(|(_, connection)| !connection.exchanges.is_idle())
+        Ok(true)
     }
 
     /// The capture ends: hands on what there is of exchanges that have not ended.
