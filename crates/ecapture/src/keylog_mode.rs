@@ -43,7 +43,9 @@ impl Output for Keys {
         match record {
             Record::Key(key) => self.log.key(key),
             // Not probed for.
-            Record::Connection(_) | Record::Data(_) | Record::Close(_) | Record::Packet(_) => Ok(()),
+            Record::Connection(_) | Record::Data(_) | Record::Close(_) | Record::Packet(_) => {
+                Ok(())
+            }
         }
     }
 
