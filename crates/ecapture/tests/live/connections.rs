@@ -214,12 +214,12 @@ fn probes_at_the_returns_of_read_tell_as_much() -> Result<()> {
     assert_connections_are_told(
         GoRelease::NEWEST,
         Variant::StrippedPie,
-        "--read-site returns",
+        "--read-site ret",
     )?;
     assert_connections_are_told(
         GoRelease::OLDEST,
         Variant::StrippedPie,
-        "--read-site returns",
+        "--read-site ret",
     )
 }
 
