@@ -243,7 +243,9 @@ fn layouts_are_those_of_the_release() {
 #[ignore = "needs the test binaries: run `cargo xtask test`"]
 fn damaged_type_descriptors_never_panic() {
     for binary in binaries("exchange") {
-        if !matches!(binary.variant.as_str(), "default" | "arm64-stripped-pie") {
+        if !matches!(binary.variant.as_str(), "default" | "arm64-stripped-pie")
+            || ![15, 21, 27].contains(&binary.minor())
+        {
             continue;
         }
         let original = binary.read();
