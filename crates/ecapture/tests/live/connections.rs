@@ -211,16 +211,8 @@ fn stripped_and_position_independent_executables_tell_as_much() -> Result<()> {
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn probes_at_the_returns_of_read_tell_as_much() -> Result<()> {
-    assert_connections_are_told(
-        GoRelease::NEWEST,
-        Variant::StrippedPie,
-        "--read-site ret",
-    )?;
-    assert_connections_are_told(
-        GoRelease::OLDEST,
-        Variant::StrippedPie,
-        "--read-site ret",
-    )
+    assert_connections_are_told(GoRelease::NEWEST, Variant::StrippedPie, "--read-site ret")?;
+    assert_connections_are_told(GoRelease::OLDEST, Variant::StrippedPie, "--read-site ret")
 }
 
 #[test]

@@ -251,7 +251,7 @@ func handshake(s *scenario, client, server net.Conn, wrap func(net.Conn) net.Con
 // handshakeOver makes a connection inside of a connection. The outer one's bytes
 // are the inner one's records.
 func handshakeOver(s *scenario, outer ends) ends {
-	inner := handshake(s, outer.client, outer.server, nil)
+	inner := handshake(s, outer.client.Conn, outer.server.Conn, nil)
 	inner.client.socket, inner.server.socket = outer.client.socket, outer.server.socket
 	return inner
 }
