@@ -10,6 +10,7 @@ use crate::error::kernel_release;
 use crate::process::pid_namespace;
 use crate::skeleton::{GotlsSkel, GotlsSkelBuilder, OpenGotlsSkel, types};
 use crate::target::Target;
+use crate::uprobes::UprobeKind;
 use crate::{Error, Options, libbpf_log};
 
 /// How the programs repeat something (gotls.bpf.c, enum repeat).
@@ -40,11 +41,22 @@ impl Repeat {
     }
 }
 
+impl Repeat {
+    /// The most bytes of one call that can be copied (gotls.bpf.c, PARTS_MAX and PARTS_MAX_WALKED).
+    pub(crate) fn call_bytes_max(self) -> u64 {
+        match self {
+            Self::ByHelper => 1 << 30,
+            Self::ByWalking => 1 << 20,
+        }
+    }
+}
+
 /// Loads the programs with these names, which is all that the verifier has to look at: its work is most
 /// of the start.
 pub(crate) fn load(
     target: &Target,
     programs: &[&str],
+    kind: UprobeKind,
     options: &Options,
     ring_bytes: u32,
 ) -> Result<GotlsSkel<'static>, Error> {
@@ -56,6 +68,7 @@ pub(crate) fn load(
             for mut program in open.open_object_mut().progs_mut() {
                 let wanted = programs.iter().any(|&name| program.name() == name);
                 program.set_autoload(wanted);
+                kind.prepare(&mut program);
                 if sleepable {
                     program.set_flags(libbpf_sys::BPF_F_SLEEPABLE);
                 }

@@ -85,6 +85,10 @@ impl Attached for PacketsAndKeys {
         format!("{keys} for keys, packets on {names}")
     }
 
+    fn give_up_privileges(&self) -> Result<(), capture::Error> {
+        self.packets.give_up_privileges()
+    }
+
     fn detach(&mut self) {
         self.packets.detach();
         self.keys.detach();
