@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod capture;
+mod connections;
 mod decryption;
 mod doctor;
 mod exact;
