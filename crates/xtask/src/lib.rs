@@ -23,5 +23,6 @@ pub mod matrix;
 pub mod process;
 pub mod run;
 pub mod setup;
+pub mod standalone;
 pub mod test;
 pub mod toolchain;
