@@ -79,11 +79,10 @@ pub fn run(options: &Options) -> Result<()> {
     let programs: Vec<_> = runs.iter().map(|run| run.program.clone()).collect();
     let stop_loads = &stop;
     let loads = thread::scope(|scope| {
-        let start = |(number, program): (usize, &PathBuf)| {
-            let program = program.as_path();
-            scope.spawn(move || load(program, number, stop_loads))
-        };
-        let workers: Vec<_> = programs.iter().enumerate().map(start).collect();
+        let mut workers = Vec::new();
+        for (number, program) in programs.iter().enumerate() {
+            workers.push(scope.spawn(move || load(program, number, stop_loads)));
+        }
         let watched = watch(&mut runs, time);
         stop.store(true, Ordering::Relaxed);
         let loads: Result<Vec<_>> = workers
