@@ -20,7 +20,8 @@ use crate::packet_skeleton::{OpenPacketsSkel, PacketsSkel, PacketsSkelBuilder, t
 use crate::privileges::{self, effective_user_can_capture_packets};
 use crate::probes::ring_bytes;
 use crate::process::pid_namespace;
-use crate::sockets::{self, Ownership};
+use crate::processes;
+use crate::sockets::Ownership;
 use crate::translate::Hook;
 use crate::uprobes::{UprobeKind, drop_at_once};
 use crate::{
@@ -448,7 +449,7 @@ fn own_sockets(
     };
     let filters = options.filters;
     let running = if options.all_packets {
-        sockets::running(None, None)?
+        processes::running_file(None, None)?
     } else {
         let raw_tracepoint = |program: &ProgramMut<'static>, name: &str| {
             let attach = || program.attach_raw_tracepoint(name);
@@ -473,7 +474,7 @@ fn own_sockets(
         match (filters.pid, target) {
             (Some(pid), _) => {
                 let uid = filters.uid;
-                let wanted = uid.is_none_or(|uid| sockets::real_user(pid) == Some(uid));
+                let wanted = uid.is_none_or(|uid| processes::real_user(pid) == Some(uid));
                 wanted.then_some(pid).into_iter().collect()
             }
             (None, Some(target)) => {
@@ -484,7 +485,7 @@ fn own_sockets(
                             .into(),
                     );
                 }
-                sockets::running(Some(target.executable.identity()), filters.uid)?
+                processes::running_file(Some(target.executable.identity()), filters.uid)?
             }
             (None, None) => Vec::new(),
         }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::selectors::Selectors;
+
 /// Shows what Go programs say over TLS, on a live Linux machine: no proxy, no certificate, no restart
 /// of the program and no change to it.
 #[derive(Debug, Parser)]
@@ -22,6 +24,8 @@ Examples:
   ecapture gotls -e ./server --duration 10 >log  ten seconds, into a file
   ecapture gotls -m pcap -w x.pcapng -e ./server packets, for Wireshark, decrypted
   ecapture gotls -m keylog -k keys -e ./server   TLS keys
+  ecapture list                                  the Go programs that run now
+  ecapture doctor                                does it work on this host
   ecapture inspect ./server                      can it be captured, and how (needs no root)";
 
 #[derive(Debug, Subcommand)]
@@ -32,6 +36,11 @@ pub(crate) enum Command {
     /// Show what is in a Go executable and where it can be probed
     #[command(before_help = INSPECT_EXAMPLES)]
     Inspect(InspectArgs),
+    /// Show the Go programs that run now, and whether they can be captured
+    #[command(before_help = LIST_EXAMPLES)]
+    List(ListArgs),
+    /// Show what this host offers, and which modes work on it
+    Doctor(DoctorArgs),
 }
 
 const GOTLS_EXAMPLES: &str = "\
@@ -48,6 +57,12 @@ const INSPECT_EXAMPLES: &str = "\
 Examples:
   ecapture inspect /usr/bin/caddy
   ecapture inspect ./server --format json";
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  ecapture list
+  ecapture list --user www-data --exclude-comm 'node_*'
+  ecapture list --format json | jq -r 'select(.capture).pid'";
 
 /// `ecapture gotls`
 #[derive(Debug, clap::Args)]
@@ -133,6 +148,33 @@ pub(crate) struct InspectArgs {
     pub(crate) path: PathBuf,
 
     /// Text for people or JSON for scripts
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+}
+
+/// `ecapture doctor`
+#[derive(Debug, clap::Args)]
+pub(crate) struct DoctorArgs {
+    /// Only what this mode needs; the exit code is about it alone
+    #[arg(short, long, value_enum)]
+    pub(crate) mode: Option<Mode>,
+
+    /// Text for people or JSON for scripts
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+}
+
+/// `ecapture list`
+#[derive(Debug, clap::Args)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    pub(crate) selectors: Selectors,
+
+    /// Go programs without crypto/tls too
+    #[arg(short, long)]
+    pub(crate) all: bool,
+
+    /// A table for people or JSON lines for scripts
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(crate) format: Format,
 }

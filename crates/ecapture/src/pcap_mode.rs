@@ -176,7 +176,7 @@ impl Output for PacketFile {
                     None => Ok(()),
                 }
             }
-            Record::Data(_) | Record::Close(_) => Ok(()), // Not probed for.
+            Record::Connection(_) | Record::Data(_) | Record::Close(_) => Ok(()), // Not probed for.
         }
     }
 

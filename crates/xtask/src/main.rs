@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::setup::{self, Group};
-use xtask::{bench, demo, matrix, soak, test};
+use xtask::{bench, demo, fuzz, matrix, soak, test};
 
 /// The project's chores. Each does its own set-up: on Debian and Ubuntu it installs what is
 /// missing, Go toolchains go to a cache directory (`ECAPTURE_CACHE_DIR`, else
@@ -33,6 +33,8 @@ enum Chore {
     Bench(bench::Options),
     /// Capture for a long time: a Markdown table of what was lost and what grew
     Soak(soak::Options),
+    /// Look for input that breaks a parser
+    Fuzz(fuzz::Options),
     /// Install what the tests need, and nothing else
     Setup,
     /// Build the Go test binaries that the cache lacks, and print their directory
@@ -56,6 +58,7 @@ fn run(chore: Chore) -> Result<()> {
         Chore::Test(options) => test::run(&options),
         Chore::Bench(options) => bench::run(&options),
         Chore::Soak(options) => soak::run(&options),
+        Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Setup => setup::ensure(Group::Test),
         Chore::Matrix => {
             println!("{}", matrix::ensure_all()?.display());

@@ -10,6 +10,7 @@
 mod accounting;
 mod capture;
 mod decryption;
+mod doctor;
 mod exact;
 mod exchange;
 mod faults;
@@ -20,6 +21,7 @@ mod inspect;
 mod kernel;
 mod keylog;
 mod keylog_file;
+mod list;
 mod output;
 mod payload;
 mod pcap;
