@@ -14,17 +14,20 @@ use crate::{cache, run};
 pub enum Program {
     /// Makes connections of every kind and logs what they connect.
     Connections,
+    /// Sends memory that is mapped from a file and not resident.
+    Mapped,
 }
 
 impl Program {
     /// Every one.
-    pub const ALL: [Self; 1] = [Self::Connections];
+    pub const ALL: [Self; 2] = [Self::Connections, Self::Mapped];
 
     /// The program's file name: `connections`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Connections => "connections",
+            Self::Mapped => "mapped",
         }
     }
 
