@@ -29,7 +29,7 @@ enum Chore {
     },
     /// Run every check and every test
     Test(test::Options),
-    /// Measure what capturing costs: a Markdown table on standard output
+    /// Measure what capturing costs, and write tables and charts
     Bench(bench::Options),
     /// Install what the tests need, and nothing else
     Setup,
