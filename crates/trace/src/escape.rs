@@ -7,6 +7,8 @@
 
 use std::borrow::Cow;
 
+use unicode_general_category::{GeneralCategory, get_general_category};
+
 /// Appends a payload as text.
 pub fn escape_payload(out: &mut Vec<u8>, payload: &[u8]) {
     escape(out, payload, true);
@@ -25,85 +27,100 @@ pub fn escape_name(name: &[u8]) -> Cow<'_, str> {
 }
 
 /// Copies runs of harmless ASCII at once, and looks at everything else one by one.
-fn escape(out: &mut Vec<u8>, mut rest: &[u8], line_breaks: bool) {
-    let harmless = |byte: &u8| match byte {
-        b' '..=b'~' => true,
-        b'\n' | b'\t' => line_breaks,
-        _ => false,
-    };
-    loop {
-        let run = rest
-            .iter()
-            .position(|byte| !harmless(byte))
-            .unwrap_or(rest.len());
-        out.extend_from_slice(&rest[..run]);
-        rest = &rest[run..];
-        let done = match rest {
-            [] => return,
-            [b'\r', b'\n', ..] if line_breaks => 1,
-            [b'\r', ..] => push(out, b"\\r"),
-            [b'\n', ..] => push(out, b"\\n"),
-            [b'\t', ..] => push(out, b"\\t"),
-            [byte, ..] => match first_char(rest) {
-                Some(c) if is_printable(c) => {
-                    out.extend_from_slice(&rest[..c.len_utf8()]);
-                    c.len_utf8()
-                }
-                Some(c) if !c.is_ascii() => {
-                    out.extend(c.escape_unicode().map(|ascii| ascii as u8));
-                    c.len_utf8()
-                }
-                _ => push_hex(out, *byte),
-            },
-        };
-        rest = &rest[done..];
+fn escape(out: &mut Vec<u8>, payload: &[u8], line_breaks: bool) {
+    // Payloads that are harmless all through need not be checked for being UTF-8.
+    let rest = copy_harmless(out, payload, line_breaks);
+    for chunk in rest.utf8_chunks() {
+        escape_text(out, chunk.valid(), line_breaks);
+        for &byte in chunk.invalid() {
+            push_hex(out, byte);
+        }
     }
 }
 
-/// Appends the escape of one byte, and says that one byte is done.
-fn push(out: &mut Vec<u8>, escape: &[u8]) -> usize {
-    out.extend_from_slice(escape);
-    1
+fn escape_text(out: &mut Vec<u8>, mut text: &str, line_breaks: bool) {
+    while let Some(c) = text.chars().next() {
+        let mut length = c.len_utf8();
+        match c {
+            '\r' if line_breaks && text.starts_with("\r\n") => {}
+            '\r' => out.extend_from_slice(b"\\r"),
+            '\n' if !line_breaks => out.extend_from_slice(b"\\n"),
+            '\t' if !line_breaks => out.extend_from_slice(b"\\t"),
+            ' '..='~' | '\n' | '\t' => {
+                let rest = copy_harmless(out, text.as_bytes(), line_breaks).len();
+                length = text.len() - rest;
+            }
+            c if c.is_ascii() => push_hex(out, c as u8),
+            c if is_printable(c) => out.extend_from_slice(&text.as_bytes()[..length]),
+            c => out.extend(c.escape_unicode().map(|ascii| ascii as u8)),
+        }
+        text = &text[length..];
+    }
 }
 
-fn push_hex(out: &mut Vec<u8>, byte: u8) -> usize {
+/// Copies what is harmless at the beginning, and returns what is behind it.
+fn copy_harmless<'a>(out: &mut Vec<u8>, bytes: &'a [u8], line_breaks: bool) -> &'a [u8] {
+    let run = if line_breaks {
+        harmless_run(bytes, |byte| {
+            is_graphic(byte) | (byte == b'\n') | (byte == b'\t')
+        })
+    } else {
+        harmless_run(bytes, is_graphic)
+    };
+    out.extend_from_slice(&bytes[..run]);
+    &bytes[run..]
+}
+
+/// Printable ASCII, the blank included. One comparison, as `harmless_run` needs it to be.
+fn is_graphic(byte: u8) -> bool {
+    byte.wrapping_sub(b' ') < 0x7f - b' '
+}
+
+/// How many bytes at the beginning are harmless. Behind a few bytes, whole blocks are looked at without
+/// a branch, which the compiler turns into vector instructions.
+fn harmless_run(bytes: &[u8], harmless: impl Fn(u8) -> bool) -> usize {
+    const SHORT: usize = 16;
+    const BLOCK: usize = 64;
+
+    let end = |bytes: &[u8]| bytes.iter().position(|&byte| !harmless(byte));
+    let (head, tail) = bytes.split_at(bytes.len().min(SHORT));
+    if let Some(end) = end(head) {
+        return end;
+    }
+    let (blocks, _) = tail.as_chunks::<BLOCK>();
+    let whole = blocks
+        .iter()
+        .take_while(|block| block.iter().fold(true, |all, &byte| all & harmless(byte)))
+        .count();
+    let rest = &tail[whole * BLOCK..];
+    head.len() + whole * BLOCK + end(rest).unwrap_or(rest.len())
+}
+
+fn push_hex(out: &mut Vec<u8>, byte: u8) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let (high, low) = (
         DIGITS[usize::from(byte >> 4)],
         DIGITS[usize::from(byte & 15)],
     );
-    push(out, &[b'\\', b'x', high, low])
+    out.extend_from_slice(&[b'\\', b'x', high, low]);
 }
 
-/// The first character, if the bytes begin with valid UTF-8.
-fn first_char(bytes: &[u8]) -> Option<char> {
-    let length = match bytes.first()? {
-        0x00..=0x7f => 1,
-        0xc2..=0xdf => 2,
-        0xe0..=0xef => 3,
-        0xf0..=0xf4 => 4,
-        _ => return None,
-    };
-    std::str::from_utf8(bytes.get(..length)?)
-        .ok()?
-        .chars()
-        .next()
-}
-
-/// Whether a character shows as itself: neither control nor format character, nor a separator other
-/// than the blank, nor private or unassigned.
+/// Whether a character that is not ASCII shows as itself: neither control nor format character, nor a
+/// separator, nor private or unassigned.
 fn is_printable(c: char) -> bool {
-    if c.is_ascii() {
-        return matches!(c, ' '..='~');
-    }
-    // The standard library keeps such a table for `Debug`. Behind another character it leaves
-    // combining ones alone, which are printable.
-    let mut utf8 = [0; 5];
-    utf8[0] = b'a';
-    let length = 1 + c.encode_utf8(&mut utf8[1..]).len();
-    let text = std::str::from_utf8(&utf8[..length]).unwrap_or_default();
-    let mut shown = text.escape_debug().skip(1);
-    shown.next() == Some(c)
+    use GeneralCategory::*;
+
+    !matches!(
+        get_general_category(c),
+        Control
+            | Format
+            | Surrogate
+            | PrivateUse
+            | Unassigned
+            | LineSeparator
+            | ParagraphSeparator
+            | SpaceSeparator
+    )
 }
 
 #[cfg(test)]
@@ -154,6 +171,40 @@ mod tests {
             escape_name(b"a\nb\r\n\t\x1b\xff"),
             "a\\nb\\r\\n\\t\\x1b\\xff"
         );
+    }
+
+    #[test]
+    fn a_harmless_run_ends_at_the_first_other_byte() {
+        for length in 0..200 {
+            let mut bytes = vec![b'x'; length];
+            assert_eq!(harmless_run(&bytes, is_graphic), length);
+            for end in 0..length {
+                for other in [0x1f, 0x7f, 0x80, 0xff] {
+                    bytes[end] = other;
+                    assert_eq!(harmless_run(&bytes, is_graphic), end);
+                }
+                bytes[end] = b'~';
+            }
+        }
+    }
+
+    /// The standard library has its own table for `Debug`, which may be of another version of Unicode.
+    #[test]
+    fn the_standard_library_agrees_about_what_is_printable() {
+        let differs = |&c: &char| {
+            let escaped = c.escape_debug().count() > 1;
+            // It escapes combining characters, which need another one before them.
+            is_printable(c) == escaped && !is_mark(c)
+        };
+        let all = ('\u{80}'..=char::MAX).filter(differs).count();
+        assert!(all < 5_000, "{all} characters");
+        let known = ('\u{80}'..'\u{2fff}').filter(differs).count();
+        assert!(known < 50, "{known} characters");
+    }
+
+    fn is_mark(c: char) -> bool {
+        let category = get_general_category(c).abbreviation();
+        category.starts_with('M')
     }
 
     proptest! {
