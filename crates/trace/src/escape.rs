@@ -26,36 +26,91 @@ pub fn escape_name(name: &[u8]) -> Cow<'_, str> {
     }
 }
 
-/// Copies runs of harmless ASCII at once, and looks at everything else one by one.
-fn escape(out: &mut Vec<u8>, payload: &[u8], line_breaks: bool) {
-    // Payloads that are harmless all through need not be checked for being UTF-8.
-    let rest = copy_harmless(out, payload, line_breaks);
-    for chunk in rest.utf8_chunks() {
-        escape_text(out, chunk.valid(), line_breaks);
-        for &byte in chunk.invalid() {
-            push_hex(out, byte);
+/// Copies runs of harmless ASCII at once, and looks at what is between them one by one.
+fn escape(out: &mut Vec<u8>, mut rest: &[u8], line_breaks: bool) {
+    let escapes = if line_breaks { &IN_PAYLOAD } else { &IN_NAME };
+    loop {
+        rest = copy_harmless(out, rest, line_breaks);
+        if rest.is_empty() {
+            return;
         }
+        rest = escape_some(out, rest, line_breaks, escapes);
     }
 }
 
-fn escape_text(out: &mut Vec<u8>, mut text: &str, line_breaks: bool) {
-    while let Some(c) = text.chars().next() {
-        let mut length = c.len_utf8();
-        match c {
-            '\r' if line_breaks && text.starts_with("\r\n") => {}
-            '\r' => out.extend_from_slice(b"\\r"),
-            '\n' if !line_breaks => out.extend_from_slice(b"\\n"),
-            '\t' if !line_breaks => out.extend_from_slice(b"\\t"),
-            ' '..='~' | '\n' | '\t' => {
-                let rest = copy_harmless(out, text.as_bytes(), line_breaks).len();
-                length = text.len() - rest;
+/// Escapes some bytes at the beginning, and returns what is behind them. What a byte becomes is looked up,
+/// because in binary payloads no branch can be predicted.
+fn escape_some<'a>(
+    out: &mut Vec<u8>,
+    bytes: &'a [u8],
+    line_breaks: bool,
+    escapes: &[Escape; 256],
+) -> &'a [u8] {
+    const AT_ONCE: usize = 64;
+
+    let mut escaped = [0; AT_ONCE * 4];
+    let mut filled = 0;
+    let end = bytes.len().min(AT_ONCE);
+    let mut position = 0;
+    while position < end {
+        let byte = bytes[position];
+        let next = bytes.get(position + 1).copied().unwrap_or_default();
+        // A character has no more bytes than an escape has, so there is room for it.
+        if (byte >= 0xc2) & (next & 0xc0 == 0x80)
+            && let Some(c) = first_char(&bytes[position..])
+        {
+            if is_printable(c) {
+                filled += c.encode_utf8(&mut escaped[filled..]).len();
+            } else {
+                out.extend_from_slice(&escaped[..filled]);
+                out.extend(c.escape_unicode().map(|ascii| ascii as u8));
+                filled = 0;
             }
-            c if c.is_ascii() => push_hex(out, c as u8),
-            c if is_printable(c) => out.extend_from_slice(&text.as_bytes()[..length]),
-            c => out.extend(c.escape_unicode().map(|ascii| ascii as u8)),
+            position += c.len_utf8();
+            continue;
         }
-        text = &text[length..];
+        if !((byte == b'\r') & (next == b'\n') & line_breaks) {
+            let escape = &escapes[usize::from(byte)];
+            escaped[filled..filled + 4].copy_from_slice(&escape.bytes);
+            filled += usize::from(escape.length);
+        }
+        position += 1;
     }
+    out.extend_from_slice(&escaped[..filled]);
+    &bytes[position..]
+}
+
+/// What a byte becomes that does not begin a character of several bytes.
+#[derive(Clone, Copy)]
+struct Escape {
+    bytes: [u8; 4],
+    length: u8,
+}
+
+static IN_PAYLOAD: [Escape; 256] = escapes(true);
+static IN_NAME: [Escape; 256] = escapes(false);
+
+const fn escapes(line_breaks: bool) -> [Escape; 256] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
+    let mut escapes = [Escape {
+        bytes: [0; 4],
+        length: 0,
+    }; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let (bytes, length) = match byte as u8 {
+            b'\n' | b'\t' if line_breaks => ([byte as u8, 0, 0, 0], 1),
+            b' '..=b'~' => ([byte as u8, 0, 0, 0], 1),
+            b'\n' => (*b"\\n\0\0", 2),
+            b'\r' => (*b"\\r\0\0", 2),
+            b'\t' => (*b"\\t\0\0", 2),
+            _ => ([b'\\', b'x', DIGITS[byte >> 4], DIGITS[byte & 15]], 4),
+        };
+        escapes[byte] = Escape { bytes, length };
+        byte += 1;
+    }
+    escapes
 }
 
 /// Copies what is harmless at the beginning, and returns what is behind it.
@@ -96,13 +151,18 @@ fn harmless_run(bytes: &[u8], harmless: impl Fn(u8) -> bool) -> usize {
     head.len() + whole * BLOCK + end(rest).unwrap_or(rest.len())
 }
 
-fn push_hex(out: &mut Vec<u8>, byte: u8) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let (high, low) = (
-        DIGITS[usize::from(byte >> 4)],
-        DIGITS[usize::from(byte & 15)],
-    );
-    out.extend_from_slice(&[b'\\', b'x', high, low]);
+/// The first character, if the bytes begin with valid UTF-8 of several bytes.
+fn first_char(bytes: &[u8]) -> Option<char> {
+    let length = match bytes.first()? {
+        0xc2..=0xdf => 2,
+        0xe0..=0xef => 3,
+        0xf0..=0xf4 => 4,
+        _ => return None,
+    };
+    std::str::from_utf8(bytes.get(..length)?)
+        .ok()?
+        .chars()
+        .next()
 }
 
 /// Whether a character that is not ASCII shows as itself: neither control nor format character, nor a
@@ -207,7 +267,43 @@ mod tests {
         category.starts_with('M')
     }
 
+    /// The same without any haste.
+    fn escaped_one_by_one(payload: &[u8]) -> String {
+        let mut out = String::new();
+        for chunk in payload.utf8_chunks() {
+            let text = chunk.valid().replace("\r\n", "\n");
+            for c in text.chars() {
+                match c {
+                    '\n' | '\t' | ' '..='~' => out.push(c),
+                    '\r' => out.push_str("\\r"),
+                    c if c.is_ascii() => out += &format!("\\x{:02x}", c as u8),
+                    c if is_printable(c) => out.push(c),
+                    c => out.extend(c.escape_unicode()),
+                }
+            }
+            for byte in chunk.invalid() {
+                out += &format!("\\x{byte:02x}");
+            }
+        }
+        out
+    }
+
     proptest! {
+        #[test]
+        fn haste_makes_no_difference(
+            parts in proptest::collection::vec(
+                prop_oneof![
+                    proptest::collection::vec(any::<u8>(), 0..100),
+                    "\\PC{0,40}".prop_map(String::into_bytes),
+                    "[a-z \r\n\t\u{80}\u{301}\u{202e}]{0,200}".prop_map(String::into_bytes),
+                ],
+                0..6,
+            ),
+        ) {
+            let payload = parts.concat();
+            prop_assert_eq!(escaped(&payload), escaped_one_by_one(&payload));
+        }
+
         #[test]
         fn output_is_always_free_of_controls(payload in proptest::collection::vec(any::<u8>(), 0..200)) {
             let shown = escaped(&payload);

@@ -1,6 +1,7 @@
 //! Bar charts as SVG.
 
 use anyhow::{Result, anyhow};
+use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -8,7 +9,11 @@ use super::stats::Spread;
 
 const WIDTH: u32 = 920;
 const HEIGHT: u32 = 420;
+/// What the title and the legend take of the height.
+const HEAD: u32 = 62;
 const GREY: RGBColor = RGBColor(0x60, 0x60, 0x60);
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// Groups of bars, one bar of each series in every group.
 pub(super) struct Chart {
@@ -49,14 +54,16 @@ impl Chart {
 
         let area = backend.into_drawing_area();
         area.fill(&WHITE)?;
+        let (head, area) = area.split_vertically(HEAD);
+        self.draw_head(&head)?;
         let mut chart = ChartBuilder::on(&area)
             .margin(12)
-            .caption(&self.title, ("sans-serif", 18))
+            .margin_top(0)
             .x_label_area_size(30)
             .y_label_area_size(62)
             .build_cartesian_2d(
                 0.0..self.groups.len() as f64,
-                0.0..(highest * 1.18).max(f64::MIN_POSITIVE),
+                0.0..(highest * 1.08).max(f64::MIN_POSITIVE),
             )?;
         chart
             .configure_mesh()
@@ -65,6 +72,7 @@ impl Chart {
             .light_line_style(WHITE)
             .axis_style(GREY)
             .y_desc(&self.axis)
+            .y_label_formatter(&|value| value.to_string())
             .label_style(("sans-serif", 13))
             .draw()?;
         for (index, series) in self.series.iter().enumerate() {
@@ -75,14 +83,9 @@ impl Chart {
             let bars: Vec<_> = bars
                 .filter_map(|(group, value)| Some((left(group), (*value)?)))
                 .collect();
-            chart
-                .draw_series(bars.iter().map(|&(x, value)| {
-                    Rectangle::new([(x, 0.0), (x + bar * 0.92, value.median)], colour.filled())
-                }))?
-                .label(&series.name)
-                .legend(move |(x, y)| {
-                    Rectangle::new([(x, y - 5), (x + 12, y + 5)], colour.filled())
-                });
+            chart.draw_series(bars.iter().map(|&(x, value)| {
+                Rectangle::new([(x, 0.0), (x + bar * 0.92, value.median)], colour.filled())
+            }))?;
             let middle = bar * 0.46;
             chart.draw_series(bars.iter().map(|&(x, value)| {
                 let ends = [(x + middle, value.min), (x + middle, value.max)];
@@ -103,14 +106,26 @@ impl Chart {
             EmptyElement::at((group as f64 + 0.5, 0.0))
                 + Text::new(name.clone(), (0, 8), below.clone())
         }))?;
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
-            .background_style(WHITE.mix(0.85))
-            .border_style(GREY.mix(0.4))
-            .label_font(("sans-serif", 12))
-            .draw()?;
         area.present()?;
+        Ok(())
+    }
+
+    /// The title, and below it which colour is what.
+    fn draw_head(&self, head: &Area<'_>) -> Result<(), Box<dyn std::error::Error>> {
+        head.draw(&Text::new(self.title.clone(), (14, 10), ("sans-serif", 17)))?;
+        let mut x = 16;
+        for series in &self.series {
+            let (red, green, blue) = series.colour;
+            let square = [(x, 42), (x + 11, 53)];
+            head.draw(&Rectangle::new(square, RGBColor(red, green, blue).filled()))?;
+            head.draw(&Text::new(
+                series.name.clone(),
+                (x + 17, 41),
+                ("sans-serif", 13),
+            ))?;
+            // About as wide as text of this size gets: nothing here knows the reader's font.
+            x += 44 + 7 * series.name.len() as i32;
+        }
         Ok(())
     }
 }
