@@ -71,7 +71,7 @@ impl Output for Plaintext {
     fn record(&mut self, record: &Record<'_>, realtime_offset_ns: i64) -> io::Result<()> {
         let tracker = &mut self.tracker;
         match &mut self.pipeline {
-            Pipeline::Straight(sinks.as_mut()) => tracker.record(record, realtime_offset_ns, sinks),
+            Pipeline::Straight(sinks) => tracker.record(record, realtime_offset_ns, sinks.as_mut()),
             Pipeline::Decoded(sinks) => tracker.record(record, realtime_offset_ns, &mut **sinks),
         }
     }
@@ -80,7 +80,7 @@ impl Output for Plaintext {
         let (records, bytes) = (counters.lost_records, counters.lost_bytes);
         let tracker = &mut self.tracker;
         match &mut self.pipeline {
-            Pipeline::Straight(sinks.as_mut()) => tracker.finish(now, records, bytes, sinks)?,
+            Pipeline::Straight(sinks) => tracker.finish(now, records, bytes, sinks.as_mut())?,
             Pipeline::Decoded(conversations) => {
                 conversations.finish(now)?;
                 tracker.finish(now, records, bytes, &mut **conversations)?;
