@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
 
 /// Shows what Go programs say over TLS, on a live Linux machine: no proxy, no certificate, no restart
 /// of the program and no change to it.
@@ -21,7 +22,9 @@ Examples:
   ecapture gotls -e ./server --format json       JSON lines, for scripts
   ecapture gotls -e ./server --duration 10 >log  ten seconds, into a file
   ecapture gotls -m pcap -w x.pcapng -e ./server packets, for Wireshark, decrypted
+  ecapture gotls -m plain -w x.pcapng -e ./server plaintext, for Wireshark, without packets
   ecapture gotls -m keylog -k keys -e ./server   TLS keys
+  ecapture gotls --record x.rec -e ./server      everything, for `ecapture replay x.rec` later
   ecapture inspect ./server                      can it be captured, and how (needs no root)";
 
 #[derive(Debug, Subcommand)]
@@ -29,6 +32,9 @@ pub(crate) enum Command {
     /// Capture the TLS plaintext of a Go program
     #[command(visible_alias = "tlsgo", before_help = GOTLS_EXAMPLES)]
     Gotls(GotlsArgs),
+    /// Make any output of what `gotls --record` wrote (needs no root)
+    #[command(before_help = REPLAY_EXAMPLES)]
+    Replay(ReplayArgs),
     /// Show what is in a Go executable and where it can be probed
     #[command(before_help = INSPECT_EXAMPLES)]
     Inspect(InspectArgs),
@@ -44,6 +50,13 @@ Examples:
   ecapture gotls -m pcap -w - -p 4242 | wireshark -k -i -
   ecapture gotls -e ./server --format json | jq -r 'select(.type==\"data\").data_base64' | base64 -d";
 
+const REPLAY_EXAMPLES: &str = "\
+Examples:
+  ecapture replay server.rec                     as `gotls` would have shown it
+  ecapture replay server.rec --format json
+  ecapture replay server.rec -m plain -w server.pcapng
+  ssh host ecapture gotls --record - -p 4242 | ecapture replay -";
+
 const INSPECT_EXAMPLES: &str = "\
 Examples:
   ecapture inspect /usr/bin/caddy
@@ -56,9 +69,13 @@ pub(crate) struct GotlsArgs {
     #[arg(short, long, value_name = "PATH", required_unless_present = "pid")]
     pub(crate) elfpath: Option<PathBuf>,
 
-    /// What to show
-    #[arg(short, long, visible_alias = "mode", value_enum, default_value_t = Mode::Text)]
-    pub(crate) model: Mode,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+
+    /// Write the records of the capture to this file, `-` for stdout, for `ecapture replay`. Nothing else is
+    /// written then, but what is asked for by --format, --hex, --eventaddr, --pcapfile or --keylogfile
+    #[arg(long, value_name = "FILE")]
+    pub(crate) record: Option<PathBuf>,
 
     /// Only this process; alone, it also says which executable
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -67,15 +84,6 @@ pub(crate) struct GotlsArgs {
     /// Only processes of the user with this number
     #[arg(short, long, value_name = "N")]
     pub(crate) uid: Option<u32>,
-
-    /// File for keys in keylog and pcap mode, `-` for stdout; appended to [default in keylog mode:
-    /// ecapture_gotls_key.log]
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) keylogfile: Option<PathBuf>,
-
-    /// File for packets in pcap mode, `-` for stdout [default: ecapture_gotls.pcapng]
-    #[arg(short = 'w', long, value_name = "FILE")]
-    pub(crate) pcapfile: Option<PathBuf>,
 
     /// Interface for pcap mode, may be repeated; `any` for all that are up [default: any]
     #[arg(short, long, value_name = "NAME")]
@@ -92,14 +100,6 @@ pub(crate) struct GotlsArgs {
     /// Which packets in pcap mode: an expression as for tcpdump, such as `tcp port 443`
     #[arg(value_name = "FILTER")]
     pub(crate) filter: Vec<String>,
-
-    /// Show payloads as a hex dump
-    #[arg(long)]
-    pub(crate) hex: bool,
-
-    /// Text for people or JSON lines for scripts [default: text]
-    #[arg(long, value_enum)]
-    pub(crate) format: Option<Format>,
 
     /// Capture only the first so many bytes of each call; 0 stands for all of them [default: 0]
     #[arg(short, long, value_name = "BYTES")]
@@ -122,6 +122,43 @@ pub(crate) struct GotlsArgs {
     pub(crate) read_site: ReadSite,
 }
 
+/// What to make of records, of a capture or of a recording
+#[derive(Debug, clap::Args)]
+pub(crate) struct OutputArgs {
+    /// What to show [default: text; in replay, what was recorded]
+    #[arg(short, long, visible_alias = "mode", value_enum)]
+    pub(crate) model: Option<Mode>,
+
+    /// File for keys in keylog and pcap mode, `-` for stdout; appended to [default in keylog mode:
+    /// ecapture_gotls_key.log]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) keylogfile: Option<PathBuf>,
+
+    /// File for packets in pcap mode and plain mode, `-` for stdout [default: ecapture_gotls.pcapng, in plain
+    /// mode ecapture_gotls_plain.pcapng]
+    #[arg(short = 'w', long, value_name = "FILE")]
+    pub(crate) pcapfile: Option<PathBuf>,
+
+    /// Show payloads as a hex dump
+    #[arg(long)]
+    pub(crate) hex: bool,
+
+    /// Text for people or JSON lines for scripts [default: text]
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<Format>,
+}
+
+/// `ecapture replay`
+#[derive(Debug, clap::Args)]
+pub(crate) struct ReplayArgs {
+    /// What `ecapture gotls --record` wrote; `-` for stdin
+    #[arg(value_name = "RECORDING")]
+    pub(crate) recording: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
 /// `ecapture inspect`
 #[derive(Debug, clap::Args)]
 pub(crate) struct InspectArgs {
@@ -133,10 +170,13 @@ pub(crate) struct InspectArgs {
     pub(crate) format: Format,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Mode {
     /// The plaintext
     Text,
+    /// The plaintext as packets, as a pcapng file that Wireshark reads without keys
+    Plain,
     /// The keys of TLS sessions, as a key log for Wireshark and others
     #[value(alias = "key")]
     Keylog,

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 
 use trace::{Event, JsonSink, Palette, PayloadStyle, Sink, TextSink};
 
-use crate::args::{Format, GotlsArgs};
+use crate::args::{Format, OutputArgs};
 
 /// Standard output with a buffer of its own: the standard library's would flush every line.
 pub(crate) type Stdout = BufWriter<File>;
@@ -19,7 +19,7 @@ pub(crate) enum StdoutSink {
 }
 
 impl StdoutSink {
-    pub(crate) fn new(args: &GotlsArgs) -> io::Result<Self> {
+    pub(crate) fn new(args: &OutputArgs) -> io::Result<Self> {
         let out = stdout()?;
         Ok(match args.format.unwrap_or(Format::Text) {
             Format::Json => Self::Json(JsonSink::new(out)),

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::consume::Destination;
 use crate::failure::Failure;
+use crate::pipeline::Destination;
 
 /// Opens a destination by its path: standard output for `-`.
 pub(crate) fn open(

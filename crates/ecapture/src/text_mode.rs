@@ -2,12 +2,11 @@
 
 use std::io;
 
-use capture::Counters;
 use events::Record;
-use trace::{Sink, Timestamp, Tracker};
+use trace::{Sink, Timestamp, Totals, Tracker};
 
-use crate::consume::{Destination, Outcome, Output};
 use crate::output::StdoutSink;
+use crate::pipeline::{Destination, Ending, Output};
 
 /// Turns records into events and writes them.
 #[derive(Debug)]
@@ -35,7 +34,8 @@ impl Output for Plaintext {
             .record(record, realtime_offset_ns, &mut self.sink)
     }
 
-    fn finish(&mut self, now: Timestamp, counters: &Counters) -> io::Result<()> {
+    fn finish(&mut self, now: Timestamp, ending: &Ending) -> io::Result<()> {
+        let counters = &ending.counters;
         let (records, bytes) = (counters.lost_records, counters.lost_bytes);
         self.tracker.finish(now, records, bytes, &mut self.sink)
     }
@@ -43,11 +43,15 @@ impl Output for Plaintext {
     fn flush(&mut self) -> io::Result<()> {
         self.sink.flush()
     }
+
+    fn summary(&self, ending: &Ending) -> String {
+        plaintext_summary(self.tracker.totals(), ending)
+    }
 }
 
-/// The closing line, without what all modes have.
-pub(crate) fn summary(outcome: &Outcome<Plaintext>) -> String {
-    let (totals, counters) = (outcome.output.tracker.totals(), outcome.counters);
+/// What became of plaintext, for the closing line.
+pub(crate) fn plaintext_summary(totals: Totals, ending: &Ending) -> String {
+    let counters = &ending.counters;
     let mut summary = format!(
         "{} events, {} bytes on {} connections; lost: {} events, {} bytes; \
          unreadable: {} events, {} bytes",

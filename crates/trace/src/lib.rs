@@ -7,13 +7,15 @@
 //! ```text
 //! records ──► Tracker ──► Event ──► Sink (TextSink, JsonSink) ──► impl Write
 //!         ├─► KeyLog ──────────────────────────────────────────► impl Write
-//!         └─► PacketSink ──────────────────────────────────────► impl Write
+//!         ├─► PacketSink ──────────────────────────────────────► impl Write
+//!         └─► RecordingWriter ──► RecordingReader ──► records
 //! ```
 //!
 //! Records are untrusted in what they carry: names and payloads come from the target and its peers.
 //! Memory is bounded by [`Tracker::CONNECTIONS_MAX`] connections, whatever comes.
 #![forbid(unsafe_code)]
 
+mod endpoints;
 mod escape;
 mod event;
 mod hexdump;
@@ -21,6 +23,9 @@ mod json;
 mod keylog;
 mod packets;
 mod pcapng;
+mod plaintext_packets;
+mod recording;
+mod segment;
 mod text;
 mod time;
 mod tracker;
@@ -32,6 +37,8 @@ pub use json::JsonSink;
 pub use keylog::{KeyLines, KeyLog, KeyTotals};
 pub use packets::{PacketSink, PacketTotals};
 pub use pcapng::{Interface, InterfaceStatistics, Packet, PacketDirection, PcapngWriter, Section};
+pub use plaintext_packets::PlaintextPackets;
+pub use recording::{Entry, RecordingError, RecordingReader, RecordingWriter};
 pub use text::{Palette, PayloadStyle, TextSink};
 pub use time::Timestamp;
 pub use tracker::{Totals, Tracker};

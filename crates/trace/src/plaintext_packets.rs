@@ -1,0 +1,274 @@
+//! Plaintext as packets: each connection as TCP over IP, with the bytes that the program wrote and read
+//! where the network had ciphertext, so that Wireshark's dissectors and "Follow stream" work without keys.
+//!
+//! Made up are the handshake, the acknowledgements, and what is not known: addresses and which end is the
+//! client's (see [`Endpoints`]). Sequence numbers begin at 0, so that the one of a byte is its offset in the
+//! stream plus 1, and what was lost is a jump: Wireshark's "previous segment not captured".
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::num::NonZeroUsize;
+
+use events::Direction;
+use lru::LruCache;
+
+use crate::endpoints::{Endpoints, FourTuple, begins_like_http2, first_sender_serves};
+use crate::escape::escape_name;
+use crate::event::{Data, Event, Sink};
+use crate::packets::PacketTotals;
+use crate::pcapng::{Interface, InterfaceStatistics, Packet, PacketDirection, PcapngWriter};
+use crate::segment::{self, Flags, Segment};
+use crate::time::Timestamp;
+use crate::tracker::Tracker;
+
+/// Writes plaintext to a pcapng file. Holds at most [`Tracker::CONNECTIONS_MAX`] connections.
+#[derive(Debug)]
+pub struct PlaintextPackets<W> {
+    writer: PcapngWriter<W>,
+    connections: LruCache<u64, Connection>,
+    /// Which connection has which addresses: of a connection within the machine both ends may be seen.
+    taken: HashMap<FourTuple, u64>,
+    start: Timestamp,
+    totals: PacketTotals,
+    packet: Vec<u8>,
+}
+
+/// A connection that has begun in the file.
+#[derive(Debug)]
+struct Connection {
+    tuple: FourTuple,
+    /// Of local (what is written) and remote (what is read), by [`Direction::index`]: the next sequence
+    /// number, and the last one that the other end has acknowledged.
+    sent: [u64; 2],
+    acknowledged: [u64; 2],
+}
+
+/// Who is meant, for comments.
+#[derive(Clone, Copy, Debug)]
+struct Whose<'a> {
+    pid: u32,
+    comm: &'a [u8],
+    connection: u64,
+}
+
+impl std::fmt::Display for Whose<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let comm = escape_name(self.comm);
+        write!(f, "{comm}[{}] connection {}", self.pid, self.connection)
+    }
+}
+
+impl<W: Write> PlaintextPackets<W> {
+    /// The interface of the packets: they begin with an IP header.
+    pub const INTERFACE: Interface<'static> = Interface {
+        name: "plaintext",
+        link_type: 101, // LINKTYPE_RAW
+        snaplen: 0,
+        filter: None,
+    };
+
+    /// Bytes that an end may have sent without an acknowledgement: half of the window that it was offered.
+    const UNACKNOWLEDGED_MAX: u64 = 512 * 1024 * 1024;
+
+    /// Goes on where `writer` has described [`Self::INTERFACE`]. `start` is when the capture began.
+    pub fn new(writer: PcapngWriter<W>, start: Timestamp) -> Self {
+        // One that is bounded from the start takes all its memory at once.
+        let mut connections = LruCache::unbounded();
+        let most = NonZeroUsize::new(Tracker::CONNECTIONS_MAX).unwrap_or(NonZeroUsize::MIN);
+        connections.resize(most);
+        Self {
+            writer,
+            connections,
+            taken: HashMap::new(),
+            start,
+            totals: PacketTotals::default(),
+            packet: Vec::new(),
+        }
+    }
+
+    /// What was written so far.
+    pub fn totals(&self) -> PacketTotals {
+        self.totals
+    }
+
+    /// Ends the file: says how many records were lost.
+    pub fn finish(&mut self, now: Timestamp, lost_records: u64) -> io::Result<()> {
+        self.writer.statistics(&InterfaceStatistics {
+            interface: 0,
+            start: self.start,
+            end: now,
+            received: self.totals.packets + lost_records,
+            dropped: lost_records,
+        })?;
+        self.writer.flush()
+    }
+
+    /// Ends a connection: both ends say that they send no more.
+    pub fn close(&mut self, number: u64, time: Timestamp) -> io::Result<()> {
+        let Some(mut connection) = self.connections.pop(&number) else {
+            return Ok(());
+        };
+        self.taken.remove(&connection.tuple);
+        for direction in [Direction::Write, Direction::Read] {
+            self.segment(&mut connection, direction, time, Flags::FinAck, &[], None)?;
+            connection.sent[direction.index()] += 1;
+        }
+        self.segment(
+            &mut connection,
+            Direction::Write,
+            time,
+            Flags::Ack,
+            &[],
+            None,
+        )
+    }
+
+    fn data(&mut self, data: &Data<'_>) -> io::Result<()> {
+        let whose = Whose {
+            pid: data.pid,
+            comm: data.comm,
+            connection: data.connection,
+        };
+        let mut connection = match self.connections.pop(&data.connection) {
+            Some(connection) => connection,
+            None => self.begin(whose, data)?,
+        };
+        let sequence = data.stream_offset.saturating_add(1);
+        let sent = &mut connection.sent[data.direction.index()];
+        let missing = sequence.saturating_sub(*sent);
+        *sent = sequence;
+        let mut comment = whose.to_string();
+        if missing > 0 {
+            comment += &format!("; {missing} bytes before this are missing");
+        }
+        if data.truncated > 0 {
+            comment += &format!("; {} bytes behind this were left out", data.truncated);
+        }
+        let comment = Some(comment.as_str());
+        for payload in data.payload.chunks(segment::PAYLOAD_MAX) {
+            let flags = Flags::PshAck;
+            self.segment(
+                &mut connection,
+                data.direction,
+                data.time,
+                flags,
+                payload,
+                comment,
+            )?;
+            connection.sent[data.direction.index()] += payload.len() as u64;
+        }
+        self.acknowledge(&mut connection, data)?;
+        self.keep(data.connection, connection);
+        Ok(())
+    }
+
+    /// Acknowledges before Wireshark thinks that the window is full.
+    fn acknowledge(&mut self, connection: &mut Connection, data: &Data<'_>) -> io::Result<()> {
+        let index = data.direction.index();
+        let waiting = connection.sent[index].saturating_sub(connection.acknowledged[index]);
+        if waiting < Self::UNACKNOWLEDGED_MAX {
+            return Ok(());
+        }
+        let back = opposite(data.direction);
+        self.segment(connection, back, data.time, Flags::Ack, &[], None)
+    }
+
+    /// Puts a connection's handshake into the file, in front of its first bytes.
+    fn begin(&mut self, whose: Whose<'_>, first: &Data<'_>) -> io::Result<Connection> {
+        let http2 = begins_like_http2(first.payload);
+        let sender_is_local = first.direction == Direction::Write;
+        let local_serves = sender_is_local == first_sender_serves(first.payload);
+        let endpoints = Endpoints::made_up(whose.connection, local_serves);
+        let tuple = endpoints.four_tuple(http2);
+        self.taken.insert(tuple, whose.connection);
+        let mut connection = Connection {
+            tuple,
+            sent: [0; 2],
+            acknowledged: [0; 2],
+        };
+        let (client, server) = if local_serves {
+            (Direction::Read, Direction::Write)
+        } else {
+            (Direction::Write, Direction::Read)
+        };
+        let comment = format!("{whose}; {}", endpoints.describe());
+        let comment = Some(comment.as_str());
+        let time = first.time;
+        self.segment(&mut connection, client, time, Flags::Syn, &[], comment)?;
+        connection.sent[client.index()] = 1;
+        self.segment(&mut connection, server, time, Flags::SynAck, &[], None)?;
+        connection.sent[server.index()] = 1;
+        self.segment(&mut connection, client, time, Flags::Ack, &[], None)?;
+        Ok(connection)
+    }
+
+    fn keep(&mut self, number: u64, connection: Connection) {
+        if let Some((_, forgotten)) = self.connections.push(number, connection) {
+            self.taken.remove(&forgotten.tuple);
+        }
+    }
+
+    fn segment(
+        &mut self,
+        connection: &mut Connection,
+        direction: Direction,
+        time: Timestamp,
+        flags: Flags,
+        payload: &[u8],
+        comment: Option<&str>,
+    ) -> io::Result<()> {
+        let back = opposite(direction).index();
+        let (source, destination) = match direction {
+            Direction::Write => (connection.tuple.local, connection.tuple.remote),
+            Direction::Read => (connection.tuple.remote, connection.tuple.local),
+        };
+        if flags.acknowledges() {
+            connection.acknowledged[back] = connection.sent[back];
+        }
+        self.packet.clear();
+        let segment = Segment {
+            source,
+            destination,
+            // They count modulo 2^32 (RFC 9293 section 3.4).
+            sequence: connection.sent[direction.index()] as u32,
+            acknowledgement: connection.sent[back] as u32,
+            flags,
+            payload,
+        };
+        segment.write(&mut self.packet)?;
+        self.totals.packets += 1;
+        self.totals.bytes += self.packet.len() as u64;
+        self.writer.packet(&Packet {
+            interface: 0,
+            time,
+            length: self.packet.len() as u32,
+            bytes: &self.packet,
+            direction: match direction {
+                Direction::Write => PacketDirection::Outbound,
+                Direction::Read => PacketDirection::Inbound,
+            },
+            comment,
+        })
+    }
+}
+
+fn opposite(direction: Direction) -> Direction {
+    match direction {
+        Direction::Write => Direction::Read,
+        Direction::Read => Direction::Write,
+    }
+}
+
+impl<W: Write> Sink for PlaintextPackets<W> {
+    fn event(&mut self, event: &Event<'_>) -> io::Result<()> {
+        match event {
+            Event::Data(data) => self.data(data),
+            // The next segment's sequence number tells.
+            Event::Lost(_) => Ok(()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
