@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+use crate::selectors::Selectors;
+
 /// Shows what Go programs say over TLS, on a live Linux machine: no proxy, no certificate, no restart
 /// of the program and no change to it.
 #[derive(Debug, Parser)]
@@ -25,6 +27,7 @@ Examples:
   ecapture gotls -m plain -w x.pcapng -e ./server plaintext, for Wireshark, without packets
   ecapture gotls -m keylog -k keys -e ./server   TLS keys
   ecapture gotls --record x.rec -e ./server      everything, for `ecapture replay x.rec` later
+  ecapture list                                  the Go programs that run now
   ecapture inspect ./server                      can it be captured, and how (needs no root)";
 
 #[derive(Debug, Subcommand)]
@@ -38,6 +41,9 @@ pub(crate) enum Command {
     /// Show what is in a Go executable and where it can be probed
     #[command(before_help = INSPECT_EXAMPLES)]
     Inspect(InspectArgs),
+    /// Show the Go programs that run now, and whether they can be captured
+    #[command(before_help = LIST_EXAMPLES)]
+    List(ListArgs),
 }
 
 const GOTLS_EXAMPLES: &str = "\
@@ -61,6 +67,12 @@ const INSPECT_EXAMPLES: &str = "\
 Examples:
   ecapture inspect /usr/bin/caddy
   ecapture inspect ./server --format json";
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  ecapture list
+  ecapture list --user www-data --exclude-comm 'node_*'
+  ecapture list --format json | jq -r 'select(.capture).pid'";
 
 /// `ecapture gotls`
 #[derive(Debug, clap::Args)]
@@ -120,6 +132,10 @@ pub(crate) struct GotlsArgs {
     /// Where to take what a program reads from: for tests
     #[arg(long, value_enum, default_value_t = ReadSite::Auto, hide = true)]
     pub(crate) read_site: ReadSite,
+
+    /// How to attach uprobes: for tests
+    #[arg(long, value_enum, default_value_t = Uprobes::Auto, hide = true)]
+    pub(crate) uprobes: Uprobes,
 }
 
 /// What to make of records, of a capture or of a recording
@@ -170,6 +186,21 @@ pub(crate) struct InspectArgs {
     pub(crate) format: Format,
 }
 
+/// `ecapture list`
+#[derive(Debug, clap::Args)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    pub(crate) selectors: Selectors,
+
+    /// Go programs without crypto/tls too
+    #[arg(short, long)]
+    pub(crate) all: bool,
+
+    /// A table for people or JSON lines for scripts
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Mode {
@@ -206,6 +237,23 @@ impl From<ReadSite> for gobin::ReadSitePreference {
             ReadSite::Auto => Self::Auto,
             ReadSite::Copy => Self::Copy,
             ReadSite::Ret => Self::Returns,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Uprobes {
+    Auto,
+    Multi,
+    Perf,
+}
+
+impl From<Uprobes> for Option<capture::UprobeKind> {
+    fn from(uprobes: Uprobes) -> Self {
+        match uprobes {
+            Uprobes::Auto => None,
+            Uprobes::Multi => Some(capture::UprobeKind::Multi),
+            Uprobes::Perf => Some(capture::UprobeKind::Perf),
         }
     }
 }

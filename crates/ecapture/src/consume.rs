@@ -2,7 +2,10 @@
 
 use std::sync::mpsc;
 
-use capture::{Counters, InterfaceStatistics, Reader, Stopped, monotonic_ns, realtime_offset_ns};
+use capture::{
+    Counters, InterfaceStatistics, Reader, Stopped, give_up_privileges, monotonic_ns,
+    realtime_offset_ns,
+};
 
 use crate::pipeline::{Destination, Ending, Pipeline, WriteError};
 
@@ -32,6 +35,8 @@ pub(crate) fn consume(
 ) -> Outcome {
     // Needs CAP_SYS_NICE. Without it a busy machine loses more, which the summary tells.
     let _ = rustix::process::nice(NICE);
+    // If that is not possible, it is not for the main thread either, which says so.
+    let _ = give_up_privileges();
     let result = run(&mut readers, &mut pipeline, interfaces);
     Outcome {
         pipeline,

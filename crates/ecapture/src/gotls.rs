@@ -102,6 +102,7 @@ impl<'a> Command<'a> {
             ring_kib: self.args.mapsize,
             filters: self.filters(),
             hooks: None,
+            uprobes: self.args.uprobes.into(),
         };
         let target = self.analysis.entry_offset.map(|entry| PacketTarget {
             executable: self.executable,
@@ -170,6 +171,7 @@ impl<'a> Command<'a> {
             filters: self.filters(),
             bytes_per_call: self.args.tsize.filter(|&bytes| bytes > 0),
             ring_kib,
+            uprobes: self.args.uprobes.into(),
         };
         Ok(Probes::attach(self.executable, wanted, &options)?)
     }

@@ -8,10 +8,12 @@
 
 mod args;
 mod consume;
+mod container;
 mod failure;
 mod gotls;
 mod inspect;
 mod keylog_mode;
+mod list;
 mod log;
 mod output;
 mod outputs;
@@ -21,9 +23,11 @@ mod plain_mode;
 mod recorder;
 mod replay;
 mod secret_file;
+mod selectors;
 mod session;
 mod supervise;
 mod text_mode;
+mod users;
 
 use std::process::ExitCode;
 
@@ -34,6 +38,7 @@ fn main() -> ExitCode {
         args::Command::Gotls(args) => gotls::run(&args),
         args::Command::Replay(args) => replay::run(&args),
         args::Command::Inspect(args) => inspect::run(&args),
+        args::Command::List(args) => list::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

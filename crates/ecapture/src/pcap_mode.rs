@@ -90,6 +90,10 @@ impl Attached for PacketsAndKeys {
         format!("{keys} for keys, packets on {names}")
     }
 
+    fn give_up_privileges(&self) -> Result<(), capture::Error> {
+        self.packets.give_up_privileges()
+    }
+
     fn detach(&mut self) {
         self.packets.detach();
         self.keys.detach();
@@ -158,7 +162,7 @@ impl Output for PacketFile {
                     None => Ok(()),
                 }
             }
-            Record::Data(_) | Record::Close(_) => Ok(()),
+            Record::Connection(_) | Record::Data(_) | Record::Close(_) => Ok(()),
         }
     }
 

@@ -15,6 +15,7 @@
 //! Memory is bounded by [`Tracker::CONNECTIONS_MAX`] connections, whatever comes.
 #![forbid(unsafe_code)]
 
+mod address;
 mod endpoints;
 mod escape;
 mod event;
@@ -28,10 +29,11 @@ mod recording;
 mod segment;
 mod text;
 mod time;
+mod tls_names;
 mod tracker;
 
 pub use escape::{escape_name, escape_payload};
-pub use event::{Data, Event, Loss, Lost, Place, Sink};
+pub use event::{Closed, Data, Event, Loss, Lost, Opened, Place, Sink};
 pub use hexdump::write_hexdump;
 pub use json::JsonSink;
 pub use keylog::{KeyLines, KeyLog, KeyTotals};

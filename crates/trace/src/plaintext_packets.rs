@@ -1,20 +1,20 @@
 //! Plaintext as packets: each connection as TCP over IP, with the bytes that the program wrote and read
 //! where the network had ciphertext, so that Wireshark's dissectors and "Follow stream" work without keys.
 //!
-//! Made up are the handshake, the acknowledgements, and what is not known: addresses and which end is the
-//! client's (see [`Endpoints`]). Sequence numbers begin at 0, so that the one of a byte is its offset in the
+//! Made up are the handshake, the acknowledgements, and what is not known of the ends: addresses, and which
+//! is the client. A connection that was first seen in the middle has no handshake. Sequence numbers begin at 0, so that the one of a byte is its offset in the
 //! stream plus 1, and what was lost is a jump: Wireshark's "previous segment not captured".
 
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
 
-use events::Direction;
+use events::{Direction, Role};
 use lru::LruCache;
 
 use crate::endpoints::{Endpoints, FourTuple, begins_like_http2, first_sender_serves};
 use crate::escape::escape_name;
-use crate::event::{Data, Event, Sink};
+use crate::event::{Closed, Data, Event, Opened, Sink};
 use crate::packets::PacketTotals;
 use crate::pcapng::{Interface, InterfaceStatistics, Packet, PacketDirection, PcapngWriter};
 use crate::segment::{self, Flags, Segment};
@@ -25,12 +25,39 @@ use crate::tracker::Tracker;
 #[derive(Debug)]
 pub struct PlaintextPackets<W> {
     writer: PcapngWriter<W>,
-    connections: LruCache<u64, Connection>,
-    /// Which connection has which addresses: of a connection within the machine both ends may be seen.
+    connections: LruCache<u64, State>,
+    /// Which connection has which addresses.
     taken: HashMap<FourTuple, u64>,
     start: Timestamp,
     totals: PacketTotals,
     packet: Vec<u8>,
+}
+
+/// What is known of a connection.
+#[derive(Debug)]
+enum State {
+    /// Nothing of it is in the file yet.
+    Opened(Opening),
+    Begun(Connection),
+}
+
+/// What a connection will begin with.
+#[derive(Debug)]
+struct Opening {
+    endpoints: Option<Endpoints>,
+    local_serves: Option<bool>,
+    http2: bool,
+    from_start: bool,
+}
+
+impl Opening {
+    /// Of a connection of which nobody told.
+    const UNKNOWN: Self = Self {
+        endpoints: None,
+        local_serves: None,
+        http2: false,
+        from_start: true,
+    };
 }
 
 /// A connection that has begun in the file.
@@ -103,12 +130,33 @@ impl<W: Write> PlaintextPackets<W> {
         self.writer.flush()
     }
 
+    fn open(&mut self, opened: &Opened<'_>) {
+        if self.connections.contains(&opened.connection) {
+            return; // The record was late, so that it had to begin without.
+        }
+        let agreed = opened.agreed.as_ref();
+        let local_serves = agreed.map(|agreed| agreed.role == Role::Server);
+        let opening = Opening {
+            endpoints: Endpoints::known(opened.local.as_ref(), opened.remote.as_ref()),
+            local_serves,
+            http2: agreed.is_some_and(|agreed| agreed.protocol == Some(b"h2")),
+            from_start: opened.from_start,
+        };
+        self.keep(opened.connection, State::Opened(opening));
+    }
+
     /// Ends a connection: both ends say that they send no more.
-    pub fn close(&mut self, number: u64, time: Timestamp) -> io::Result<()> {
-        let Some(mut connection) = self.connections.pop(&number) else {
+    fn close(&mut self, closed: &Closed<'_>) -> io::Result<()> {
+        let Some(State::Begun(mut connection)) = self.connections.pop(&closed.connection) else {
             return Ok(());
         };
-        self.taken.remove(&connection.tuple);
+        self.release(&connection);
+        let time = closed.time;
+        // What was lost at its very end.
+        for direction in [Direction::Write, Direction::Read] {
+            let sent = &mut connection.sent[direction.index()];
+            *sent = (*sent).max(closed.bytes[direction.index()].saturating_add(1));
+        }
         for direction in [Direction::Write, Direction::Read] {
             self.segment(&mut connection, direction, time, Flags::FinAck, &[], None)?;
             connection.sent[direction.index()] += 1;
@@ -130,8 +178,9 @@ impl<W: Write> PlaintextPackets<W> {
             connection: data.connection,
         };
         let mut connection = match self.connections.pop(&data.connection) {
-            Some(connection) => connection,
-            None => self.begin(whose, data)?,
+            Some(State::Begun(connection)) => connection,
+            Some(State::Opened(opening)) => self.begin(whose, &opening, data)?,
+            None => self.begin(whose, &Opening::UNKNOWN, data)?,
         };
         let sequence = data.stream_offset.saturating_add(1);
         let sent = &mut connection.sent[data.direction.index()];
@@ -158,7 +207,7 @@ impl<W: Write> PlaintextPackets<W> {
             connection.sent[data.direction.index()] += payload.len() as u64;
         }
         self.acknowledge(&mut connection, data)?;
-        self.keep(data.connection, connection);
+        self.keep(data.connection, State::Begun(connection));
         Ok(())
     }
 
@@ -174,38 +223,74 @@ impl<W: Write> PlaintextPackets<W> {
     }
 
     /// Puts a connection's handshake into the file, in front of its first bytes.
-    fn begin(&mut self, whose: Whose<'_>, first: &Data<'_>) -> io::Result<Connection> {
-        let http2 = begins_like_http2(first.payload);
-        let sender_is_local = first.direction == Direction::Write;
-        let local_serves = sender_is_local == first_sender_serves(first.payload);
-        let endpoints = Endpoints::made_up(whose.connection, local_serves);
-        let tuple = endpoints.four_tuple(http2);
+    fn begin(
+        &mut self,
+        whose: Whose<'_>,
+        opening: &Opening,
+        first: &Data<'_>,
+    ) -> io::Result<Connection> {
+        let local_serves = opening.local_serves.unwrap_or_else(|| {
+            (first.direction == Direction::Write) == first_sender_serves(first.payload)
+        });
+        let http2 = opening.http2 || begins_like_http2(first.payload);
+        let made_up = Endpoints::made_up(whose.connection, local_serves);
+        let known = opening.endpoints.unwrap_or(made_up);
+        let mut comment = format!("{whose}, {}", known.describe());
+        let mut tuple = known.four_tuple(local_serves, http2);
+        if let Some(other) = self.other_end(&tuple) {
+            tuple = made_up.four_tuple(local_serves, http2);
+            comment +=
+                &format!("; the other end is connection {other}, so the addresses are made up");
+        } else if tuple != known.four_tuple(local_serves, false) {
+            comment += "; port 80 makes Wireshark read HTTP/2";
+        }
         self.taken.insert(tuple, whose.connection);
         let mut connection = Connection {
             tuple,
             sent: [0; 2],
             acknowledged: [0; 2],
         };
+        if opening.from_start {
+            self.handshake(&mut connection, local_serves, first.time, &comment)?;
+        } else {
+            connection.sent = [1; 2];
+        }
+        Ok(connection)
+    }
+
+    fn handshake(
+        &mut self,
+        connection: &mut Connection,
+        local_serves: bool,
+        time: Timestamp,
+        comment: &str,
+    ) -> io::Result<()> {
         let (client, server) = if local_serves {
             (Direction::Read, Direction::Write)
         } else {
             (Direction::Write, Direction::Read)
         };
-        let comment = format!("{whose}; {}", endpoints.describe());
-        let comment = Some(comment.as_str());
-        let time = first.time;
-        self.segment(&mut connection, client, time, Flags::Syn, &[], comment)?;
+        self.segment(connection, client, time, Flags::Syn, &[], Some(comment))?;
         connection.sent[client.index()] = 1;
-        self.segment(&mut connection, server, time, Flags::SynAck, &[], None)?;
+        self.segment(connection, server, time, Flags::SynAck, &[], None)?;
         connection.sent[server.index()] = 1;
-        self.segment(&mut connection, client, time, Flags::Ack, &[], None)?;
-        Ok(connection)
+        self.segment(connection, client, time, Flags::Ack, &[], None)
     }
 
-    fn keep(&mut self, number: u64, connection: Connection) {
-        if let Some((_, forgotten)) = self.connections.push(number, connection) {
-            self.taken.remove(&forgotten.tuple);
+    /// Which connection has these addresses already: of one within the machine, both ends may be captured.
+    fn other_end(&self, tuple: &FourTuple) -> Option<u64> {
+        let found = self.taken.get(&tuple.reversed());
+        found.or_else(|| self.taken.get(tuple)).copied()
+    }
+
+    fn keep(&mut self, number: u64, state: State) {
+        if let Some((_, State::Begun(forgotten))) = self.connections.push(number, state) {
+            self.release(&forgotten);
         }
+    }
+
+    fn release(&mut self, connection: &Connection) {
+        self.taken.remove(&connection.tuple);
     }
 
     fn segment(
@@ -262,7 +347,12 @@ fn opposite(direction: Direction) -> Direction {
 impl<W: Write> Sink for PlaintextPackets<W> {
     fn event(&mut self, event: &Event<'_>) -> io::Result<()> {
         match event {
+            Event::Opened(opened) => {
+                self.open(opened);
+                Ok(())
+            }
             Event::Data(data) => self.data(data),
+            Event::Closed(closed) => self.close(closed),
             // The next segment's sequence number tells.
             Event::Lost(_) => Ok(()),
         }

@@ -3,13 +3,15 @@
 use std::fmt;
 use std::io::{self, Write};
 
-use events::Direction;
+use events::{Address, Agreed, CloseCause, Direction, Role};
 use jiff::tz::TimeZone;
 
+use crate::address::address_text;
 use crate::escape::{escape_name, escape_payload};
-use crate::event::{Data, Event, Loss, Lost, Place, Sink};
+use crate::event::{Closed, Data, Event, Loss, Lost, Opened, Place, Sink};
 use crate::hexdump::write_hexdump;
 use crate::time::{TimeFormat, Timestamp};
+use crate::tls_names::{CipherSuite, TlsVersion};
 
 /// How payloads are shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,6 +29,7 @@ pub struct Palette {
     write: &'static str,
     read: &'static str,
     lost: &'static str,
+    connection: &'static str,
     reset: &'static str,
 }
 
@@ -36,6 +39,7 @@ impl Palette {
         write: "",
         read: "",
         lost: "",
+        connection: "",
         reset: "",
     };
     /// For terminals.
@@ -43,6 +47,7 @@ impl Palette {
         write: "\x1b[1;36m",
         read: "\x1b[1;32m",
         lost: "\x1b[1;31m",
+        connection: "\x1b[1;33m",
         reset: "\x1b[0m",
     };
 }
@@ -136,27 +141,106 @@ impl<W: Write> TextSink<W> {
         colour: &str,
         place: Option<&Place<'_>>,
     ) -> io::Result<()> {
-        let (second, nanoseconds) = self.time.second(time);
-        write!(self.out, "{colour}{second}.{:06} ", nanoseconds / 1000)?;
+        self.time(time, colour)?;
         let Some(place) = place else { return Ok(()) };
-        let comm = escape_name(place.comm);
+        self.connection(place.comm, place.pid, place.connection)?;
         let arrow = match place.direction {
             Direction::Write => "→",
             Direction::Read => "←",
         };
+        write!(self.out, "{arrow} {} ", place.direction)
+    }
+
+    fn time(&mut self, time: Timestamp, colour: &str) -> io::Result<()> {
+        let (second, nanoseconds) = self.time.second(time);
+        write!(self.out, "{colour}{second}.{:06} ", nanoseconds / 1000)
+    }
+
+    fn connection(&mut self, comm: &[u8], pid: u32, number: u64) -> io::Result<()> {
+        write!(self.out, "{}[{pid}] #{number} ", escape_name(comm))
+    }
+
+    fn opened(&mut self, opened: &Opened<'_>) -> io::Result<()> {
+        self.time(opened.time, self.palette.connection)?;
+        self.connection(opened.comm, opened.pid, opened.connection)?;
+        let begun = if opened.from_start {
+            "opened"
+        } else {
+            "seen in the middle"
+        };
+        write!(self.out, "{begun}: ")?;
+        self.ends(opened)?;
+        if let Some(agreed) = &opened.agreed {
+            self.agreed(agreed)?;
+        }
+        writeln!(self.out, "{}", self.palette.reset)
+    }
+
+    /// `server 10.0.0.1:443 ← 10.0.0.9:51234`: the arrow goes from the client to the server.
+    fn ends(&mut self, opened: &Opened<'_>) -> io::Result<()> {
+        let role = opened.agreed.map(|agreed| agreed.role);
+        if let Some(role) = role {
+            write!(self.out, "{role} ")?;
+        }
+        if opened.local.is_none() && opened.remote.is_none() {
+            return write!(self.out, "addresses unknown");
+        }
+        let shown = |address: &Option<Address<'_>>| match address {
+            Some(address) => escape_name(&address_text(address)).into_owned(),
+            None => "?".to_owned(),
+        };
+        let arrow = match role {
+            Some(Role::Client) => "→",
+            Some(Role::Server) => "←",
+            None => "–",
+        };
+        let (local, remote) = (shown(&opened.local), shown(&opened.remote));
+        write!(self.out, "{local} {arrow} {remote}")
+    }
+
+    fn agreed(&mut self, agreed: &Agreed<'_>) -> io::Result<()> {
+        let (version, suite) = (agreed.version, agreed.cipher_suite);
         write!(
             self.out,
-            "{comm}[{}] #{} {arrow} {} ",
-            place.pid, place.connection, place.direction
-        )
+            ", TLS {}, {}",
+            TlsVersion(version),
+            CipherSuite(suite)
+        )?;
+        if let Some(protocol) = agreed.protocol {
+            write!(self.out, ", ALPN {}", escape_name(protocol))?;
+        }
+        if let Some(name) = agreed.server_name {
+            write!(self.out, ", SNI {}", escape_name(name))?;
+        }
+        if agreed.resumed {
+            write!(self.out, ", resumed")?;
+        }
+        Ok(())
+    }
+
+    fn closed(&mut self, closed: &Closed<'_>) -> io::Result<()> {
+        self.time(closed.time, self.palette.connection)?;
+        self.connection(closed.comm, closed.pid, closed.connection)?;
+        match closed.cause {
+            CloseCause::Called => {
+                let seconds = closed.duration.as_secs_f64();
+                write!(self.out, "closed after {seconds:.3} s: ")?;
+            }
+            CloseCause::Dropped => write!(self.out, "dropped without Close: ")?,
+        }
+        let [written, read] = closed.bytes.map(Bytes);
+        let reset = self.palette.reset;
+        writeln!(self.out, "{written} written, {read} read{reset}")
     }
 }
 
 impl<W: Write> Sink for TextSink<W> {
     fn event(&mut self, event: &Event<'_>) -> io::Result<()> {
         match event {
+            Event::Opened(opened) => self.opened(opened),
             Event::Data(data) => self.data(data),
             Event::Lost(lost) => self.lost(lost),
+            Event::Closed(closed) => self.closed(closed),
         }
     }
 

@@ -12,7 +12,7 @@ use crate::cargo::{cargo, workspace};
 use crate::matrix::{self, GoRelease, Program};
 use crate::setup::{self, Group};
 use crate::toolchain::Toolchain;
-use crate::{cache, run};
+use crate::{cache, dependencies, run};
 
 /// What to run of it
 #[derive(Args, Clone, Debug, Default)]
@@ -74,6 +74,7 @@ pub fn run(options: &Options) -> Result<()> {
         });
         stages.run("clang-format", clang_format);
         if !options.quick {
+            stages.run("dependencies", dependencies::check);
             stages.run("gofmt", gofmt);
         }
     }

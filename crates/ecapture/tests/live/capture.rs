@@ -92,6 +92,11 @@ impl Capture {
         Ok(())
     }
 
+    /// Whether it has shown something by now.
+    pub(crate) fn has_shown_data(&self) -> bool {
+        !self.child.so_far(Stream::Stdout).is_empty()
+    }
+
     /// Ends it as a service manager would.
     pub(crate) fn stop(self) -> Result<Captured> {
         self.stop_by(Signal::TERM)
