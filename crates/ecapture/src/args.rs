@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+use crate::event_output::{self, EventAddress, Limits};
 use crate::selectors::Selectors;
 
 /// Shows what Go programs say over TLS, on a live Linux machine: no proxy, no certificate, no restart
@@ -162,6 +163,33 @@ pub(crate) struct OutputArgs {
     /// Text for people or JSON lines for scripts [default: text]
     #[arg(long, value_enum)]
     pub(crate) format: Option<Format>,
+
+    /// Send JSON lines there instead of showing them: a file, tcp://HOST:PORT, ws://… or wss://…; beside them,
+    /// stdout has what --format or --hex ask for
+    #[arg(long, value_name = "ADDRESS", value_parser = event_output::parse)]
+    pub(crate) eventaddr: Option<EventAddress>,
+
+    /// Begin a new file for --eventaddr when it has so many MB
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(1..=65535))]
+    pub(crate) eventroratesize: Option<u64>,
+
+    /// Begin a new file for --eventaddr after so many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=65535))]
+    pub(crate) eventroratetime: Option<u64>,
+
+    /// File for what is said on stderr otherwise, with times; appended to
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) logaddr: Option<PathBuf>,
+}
+
+impl OutputArgs {
+    /// When a file of events is full.
+    pub(crate) fn event_limits(&self) -> Limits {
+        Limits {
+            bytes: self.eventroratesize.map(|megabytes| megabytes << 20),
+            age: self.eventroratetime.map(Duration::from_secs),
+        }
+    }
 }
 
 /// `ecapture replay`
@@ -286,6 +314,9 @@ mod tests {
             "ecapture gotls -m keylog -k ecapture_gotls_key.log --elfpath=/bin/x --pid=3423",
             "ecapture gotls -m key --keylogfile=x -e /bin/x",
             "ecapture gotls -m pcap --pcapfile=save.pcapng -i eth0 --elfpath=/bin/x tcp port 443",
+            "ecapture gotls -e /bin/x --eventaddr tls.log --eventroratesize=1 --eventroratetime=30",
+            "ecapture gotls -e /bin/x --eventaddr=tcp://127.0.0.1:8090 -l /tmp/ecapture.log",
+            "ecapture gotls -e /bin/x --eventaddr ws://127.0.0.1:8090/x --logaddr=/tmp/ecapture.log",
             "ecapture gotls -m pcapng -w save.pcapng -i lo -i eth0 -p 3 host 1.2.3.4 and not udp",
         ] {
             Args::try_parse_from(line.split(' ')).unwrap();

@@ -31,6 +31,9 @@ const KEYS_KIB: u64 = 1024;
 pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
     let mode = args.output.model.unwrap_or(Mode::Text);
     check_combination(args, mode)?;
+    if let Some(path) = &args.output.logaddr {
+        log::open(path)?;
+    }
     let filter = pcap_mode::filter(args)?;
     capture::set_debug(args.debug);
     let log = DebugLog::new(args.debug);
@@ -119,7 +122,12 @@ impl<'a> Command<'a> {
     }
 
     fn outputs(&self) -> Result<Outputs, Failure> {
-        Outputs::open(&self.args.output, self.mode, self.args.record.as_deref())
+        Outputs::open(
+            &self.args.output,
+            self.mode,
+            self.args.record.as_deref(),
+            true,
+        )
     }
 
     /// Captures until the end, and says what came of it.

@@ -9,6 +9,7 @@
 mod args;
 mod consume;
 mod container;
+mod event_output;
 mod failure;
 mod gotls;
 mod inspect;

@@ -7,9 +7,10 @@ use std::path::Path;
 use anyhow::{Context as _, anyhow};
 
 use crate::args::{Format, Mode, OutputArgs};
+use crate::event_output::EventAddress;
 use crate::failure::Failure;
 use crate::keylog_mode::{self, Keys};
-use crate::output::StdoutSink;
+use crate::output::PlaintextSink;
 use crate::pcap_mode::{Files, PacketFile};
 use crate::pipeline::{Destination, Output, Pipeline};
 use crate::plain_mode::PlainFile;
@@ -28,21 +29,19 @@ pub(crate) struct Outputs {
 }
 
 impl Outputs {
-    /// Opens what the arguments ask for. With a recording, nothing else is written unless it is asked for.
+    /// Opens what the arguments ask for, for a capture (`live`) or a replay. With a recording, nothing else is
+    /// written unless it is asked for.
     pub(crate) fn open(
         args: &OutputArgs,
         mode: Mode,
         recording: Option<&Path>,
+        live: bool,
     ) -> Result<Self, Failure> {
         check_combination(args, mode)?;
         let mut outputs = Self::default();
         let alone = recording.is_none();
         match mode {
-            Mode::Text if alone || shows_text(args) => {
-                let sink = StdoutSink::new(args).context("standard output");
-                let sink = sink.map_err(Failure::Runtime)?;
-                outputs.ready.push(Box::new(Plaintext::new(sink)));
-            }
+            Mode::Text => outputs.open_text(args, alone, live)?,
             Mode::Keylog if alone || args.keylogfile.is_some() => {
                 let path = args.keylogfile.as_deref();
                 let keys = Keys::open(path.unwrap_or(Path::new(keylog_mode::DEFAULT_FILE)))?;
@@ -56,11 +55,25 @@ impl Outputs {
                 let path = path.unwrap_or(Path::new(crate::plain_mode::DEFAULT_FILE));
                 outputs.plain = Some(open(path, Destination::Packets, create_secrets)?);
             }
-            Mode::Text | Mode::Keylog | Mode::Pcap | Mode::Plain => {}
+            Mode::Keylog | Mode::Pcap | Mode::Plain => {}
         }
         outputs.recording = recording.map(open_recording).transpose()?;
         outputs.check_destinations()?;
         Ok(outputs)
+    }
+
+    fn open_text(&mut self, args: &OutputArgs, alone: bool, live: bool) -> Result<(), Failure> {
+        let wanted = args.format.is_some() || args.hex;
+        let shown = wanted || (alone && args.eventaddr.is_none());
+        if shown {
+            let sink = PlaintextSink::stdout(args).context("standard output");
+            let sink = sink.map_err(Failure::Runtime)?;
+            self.ready.push(Box::new(Plaintext::on_stdout(sink)));
+        }
+        if let Some(events) = Plaintext::as_events(args, live, shown)? {
+            self.ready.push(Box::new(events));
+        }
+        Ok(())
     }
 
     /// Writes what each output begins with.
@@ -93,7 +106,7 @@ impl Outputs {
         for (index, destination) in all.iter().enumerate() {
             let same = |other: &&Destination| match destination {
                 Destination::Stdout => **other == Destination::Stdout,
-                _ => other.path() == destination.path(),
+                _ => other.path().is_some() && other.path() == destination.path(),
             };
             if all[..index].iter().any(|other| same(other)) {
                 return Err(Failure::WrongInput(anyhow!(
@@ -105,11 +118,6 @@ impl Outputs {
     }
 }
 
-/// Whether something is to be shown beside a recording.
-fn shows_text(args: &OutputArgs) -> bool {
-    args.format.is_some() || args.hex
-}
-
 /// An option that would do nothing is refused.
 pub(crate) fn check_combination(args: &OutputArgs, mode: Mode) -> Result<(), Failure> {
     let wrong = |error: &str| Err(Failure::WrongInput(anyhow!("{error}")));
@@ -118,6 +126,13 @@ pub(crate) fn check_combination(args: &OutputArgs, mode: Mode) -> Result<(), Fai
     }
     if (args.hex || args.format.is_some()) && mode != Mode::Text {
         return wrong("--hex and --format are for text mode, which shows plaintext");
+    }
+    if args.eventaddr.is_some() && mode != Mode::Text {
+        return wrong("--eventaddr is for text mode, which shows plaintext");
+    }
+    let rotates = args.eventroratesize.is_some() || args.eventroratetime.is_some();
+    if rotates && !matches!(args.eventaddr, Some(EventAddress::File(_))) {
+        return wrong("--eventroratesize and --eventroratetime go with --eventaddr and a file");
     }
     if args.keylogfile.is_some() && !matches!(mode, Mode::Keylog | Mode::Pcap) {
         return wrong("--keylogfile is for keylog and pcap mode: add -m keylog or -m pcap");

@@ -8,6 +8,7 @@ use events::Record;
 use serde::{Deserialize, Serialize};
 use trace::Timestamp;
 
+use crate::event_output::EventAddress;
 use crate::recorder::Recorder;
 
 /// What becomes of records.
@@ -43,13 +44,16 @@ pub(crate) enum Destination {
     KeyLog(PathBuf),
     Packets(PathBuf),
     Recording(PathBuf),
+    /// The address of a server, or a file.
+    Events(EventAddress),
 }
 
 impl Destination {
     /// The file, if it is one.
     pub(crate) fn path(&self) -> Option<&Path> {
         match self {
-            Self::Stdout => None,
+            Self::Events(EventAddress::File(path)) => Some(path),
+            Self::Stdout | Self::Events(_) => None,
             Self::KeyLog(path) | Self::Packets(path) | Self::Recording(path) => Some(path),
         }
     }
@@ -62,6 +66,8 @@ impl fmt::Display for Destination {
             Self::KeyLog(path) => write!(f, "key log {}", path.display()),
             Self::Packets(path) => write!(f, "capture file {}", path.display()),
             Self::Recording(path) => write!(f, "recording {}", path.display()),
+            Self::Events(EventAddress::File(path)) => write!(f, "event file {}", path.display()),
+            Self::Events(address) => write!(f, "event address {address}"),
         }
     }
 }

@@ -17,6 +17,9 @@ use crate::recorder::{Context, RecordedEnd};
 
 /// Runs the command.
 pub(crate) fn run(args: &ReplayArgs) -> Result<(), Failure> {
+    if let Some(path) = &args.output.logaddr {
+        log::open(path)?;
+    }
     let name = args.recording.display().to_string();
     let input = open(&args.recording)
         .with_context(|| name.clone())
@@ -34,7 +37,7 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<(), Failure> {
     check_mode(mode, context.mode)
         .with_context(|| name.clone())
         .map_err(Failure::WrongInput)?;
-    let pipeline = Outputs::open(&args.output, mode, None)?.begin(&context)?;
+    let pipeline = Outputs::open(&args.output, mode, None, false)?.begin(&context)?;
     let (outcome, end) = replay(&mut reader, pipeline);
     match end {
         Ok(true) => {}

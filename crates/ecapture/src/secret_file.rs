@@ -37,6 +37,11 @@ pub(crate) fn append_secrets(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// Makes a file that was not there.
+pub(crate) fn create_new_secrets(path: &Path) -> io::Result<File> {
+    open_private(path, File::options().write(true).create_new(true))
+}
+
 /// Opens a file to write it anew, once [`empty`] has made room.
 pub(crate) fn create_secrets(path: &Path) -> io::Result<File> {
     open_private(path, File::options().write(true))

@@ -1,32 +1,70 @@
-//! `-m text`: the plaintext, on standard output.
+//! `-m text`: the plaintext, on standard output or where `--eventaddr` says.
 
 use std::io;
 
 use events::Record;
 use trace::{Sink, Timestamp, Totals, Tracker};
 
-use crate::output::StdoutSink;
+use crate::args::OutputArgs;
+use crate::event_output::{self, EventReport};
+use crate::failure::Failure;
+use crate::output::PlaintextSink;
 use crate::pipeline::{Destination, Ending, Output};
 
 /// Turns records into events and writes them.
-#[derive(Debug)]
 pub(crate) struct Plaintext {
     tracker: Tracker,
-    sink: StdoutSink,
+    sink: PlaintextSink,
+    destination: Destination,
+    events: Option<Events>,
+}
+
+/// What is particular to `--eventaddr`.
+struct Events {
+    report: EventReport,
+    /// Whether this is a capture, which nothing must hold up.
+    live: bool,
+    /// Whether the same is shown on standard output.
+    beside: bool,
 }
 
 impl Plaintext {
-    pub(crate) fn new(sink: StdoutSink) -> Self {
+    /// On standard output.
+    pub(crate) fn on_stdout(sink: PlaintextSink) -> Self {
         Self {
             tracker: Tracker::new(),
             sink,
+            destination: Destination::Stdout,
+            events: None,
         }
+    }
+
+    /// As JSON lines where `--eventaddr` says, `beside` what standard output shows.
+    pub(crate) fn as_events(
+        args: &OutputArgs,
+        live: bool,
+        beside: bool,
+    ) -> Result<Option<Self>, Failure> {
+        let Some(address) = &args.eventaddr else {
+            return Ok(None);
+        };
+        let (writer, report) = event_output::open(address, args.event_limits(), live)?;
+        Ok(Some(Self {
+            tracker: Tracker::new(),
+            sink: PlaintextSink::json_to(writer),
+            destination: Destination::Events(address.clone()),
+            events: Some(Events {
+                report,
+                live,
+                beside,
+            }),
+        }))
     }
 }
 
 impl Output for Plaintext {
     fn destination(&self) -> &Destination {
-        &Destination::Stdout
+        &self.destination
     }
 
     fn record(&mut self, record: &Record<'_>, realtime_offset_ns: i64) -> io::Result<()> {
@@ -37,7 +75,12 @@ impl Output for Plaintext {
     fn finish(&mut self, now: Timestamp, ending: &Ending) -> io::Result<()> {
         let counters = &ending.counters;
         let (records, bytes) = (counters.lost_records, counters.lost_bytes);
-        self.tracker.finish(now, records, bytes, &mut self.sink)
+        self.tracker.finish(now, records, bytes, &mut self.sink)?;
+        self.sink.flush()?;
+        if let Some(events) = &self.events {
+            events.report.finish(events.live);
+        }
+        Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -45,7 +88,14 @@ impl Output for Plaintext {
     }
 
     fn summary(&self, ending: &Ending) -> String {
-        plaintext_summary(self.tracker.totals(), ending)
+        match &self.events {
+            None => plaintext_summary(self.tracker.totals(), ending),
+            Some(events) if events.beside => events.report.summary(),
+            Some(events) => {
+                let plaintext = plaintext_summary(self.tracker.totals(), ending);
+                format!("{plaintext}; {}", events.report.summary())
+            }
+        }
     }
 }
 

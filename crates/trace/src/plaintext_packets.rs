@@ -118,6 +118,11 @@ impl<W: Write> PlaintextPackets<W> {
         self.totals
     }
 
+    /// What it was written to.
+    pub fn into_inner(self) -> W {
+        self.writer.into_inner()
+    }
+
     /// Ends the file: says how many records were lost.
     pub fn finish(&mut self, now: Timestamp, lost_records: u64) -> io::Result<()> {
         self.writer.statistics(&InterfaceStatistics {

@@ -9,6 +9,7 @@
 
 mod capture;
 mod decryption;
+mod event_address;
 mod exact;
 mod exchange;
 mod harmless;
@@ -21,8 +22,10 @@ mod list;
 mod output;
 mod payload;
 mod pcap;
+mod plain;
 mod privileges;
 mod process;
+mod recording;
 mod third_party;
 mod wireshark;
 mod wrong_input;
