@@ -5,6 +5,7 @@
 //! is the client. A connection that was first seen in the middle has no handshake. Sequence numbers begin at 0, so that the one of a byte is its offset in the
 //! stream plus 1, and what was lost is a jump: Wireshark's "previous segment not captured".
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
@@ -68,6 +69,49 @@ struct Connection {
     /// number, and the last one that the other end has acknowledged.
     sent: [u64; 2],
     acknowledged: [u64; 2],
+    held: Option<Held>,
+}
+
+/// What the server of an HTTP/2 connection said before its client: Go's doesn't wait for the preface, but
+/// Wireshark has to see that first.
+#[derive(Debug)]
+struct Held {
+    direction: Direction,
+    calls: Vec<Call<'static>>,
+}
+
+impl Held {
+    /// Bytes that wait at most: SETTINGS has a few dozen.
+    const MOST: usize = 4096;
+
+    fn takes(&self, call: &Call<'_>) -> bool {
+        let bytes: usize = self.calls.iter().map(|call| call.payload.len()).sum();
+        self.direction == call.direction && bytes + call.payload.len() <= Self::MOST
+    }
+}
+
+/// Plaintext of a call, or of a part of it.
+#[derive(Debug)]
+struct Call<'a> {
+    time: Timestamp,
+    direction: Direction,
+    stream_offset: u64,
+    truncated: u64,
+    comment: String,
+    payload: Cow<'a, [u8]>,
+}
+
+impl Call<'_> {
+    fn into_owned(self) -> Call<'static> {
+        Call {
+            payload: Cow::Owned(self.payload.into_owned()),
+            time: self.time,
+            direction: self.direction,
+            stream_offset: self.stream_offset,
+            truncated: self.truncated,
+            comment: self.comment,
+        }
+    }
 }
 
 /// Who is meant, for comments.
@@ -125,6 +169,11 @@ impl<W: Write> PlaintextPackets<W> {
 
     /// Ends the file: says how many records were lost.
     pub fn finish(&mut self, now: Timestamp, lost_records: u64) -> io::Result<()> {
+        while let Some((_, state)) = self.connections.pop_lru() {
+            if let State::Begun(mut connection) = state {
+                self.release_held(&mut connection)?;
+            }
+        }
         self.writer.statistics(&InterfaceStatistics {
             interface: 0,
             start: self.start,
@@ -135,9 +184,9 @@ impl<W: Write> PlaintextPackets<W> {
         self.writer.flush()
     }
 
-    fn open(&mut self, opened: &Opened<'_>) {
+    fn open(&mut self, opened: &Opened<'_>) -> io::Result<()> {
         if self.connections.contains(&opened.connection) {
-            return; // The record was late, so that it had to begin without.
+            return Ok(()); // The record was late, so that it had to begin without.
         }
         let agreed = opened.agreed.as_ref();
         let local_serves = agreed.map(|agreed| agreed.role == Role::Server);
@@ -147,7 +196,7 @@ impl<W: Write> PlaintextPackets<W> {
             http2: agreed.is_some_and(|agreed| agreed.protocol == Some(b"h2")),
             from_start: opened.from_start,
         };
-        self.keep(opened.connection, State::Opened(opening));
+        self.keep(opened.connection, State::Opened(opening))
     }
 
     /// Ends a connection: both ends say that they send no more.
@@ -155,6 +204,7 @@ impl<W: Write> PlaintextPackets<W> {
         let Some(State::Begun(mut connection)) = self.connections.pop(&closed.connection) else {
             return Ok(());
         };
+        self.release_held(&mut connection)?;
         self.release(&connection);
         let time = closed.time;
         // What was lost at its very end.
@@ -187,44 +237,78 @@ impl<W: Write> PlaintextPackets<W> {
             Some(State::Opened(opening)) => self.begin(whose, &opening, data)?,
             None => self.begin(whose, &Opening::UNKNOWN, data)?,
         };
-        let sequence = data.stream_offset.saturating_add(1);
-        let sent = &mut connection.sent[data.direction.index()];
+        let call = Call {
+            time: data.time,
+            direction: data.direction,
+            stream_offset: data.stream_offset,
+            truncated: data.truncated,
+            comment: whose.to_string(),
+            payload: Cow::Borrowed(data.payload),
+        };
+        match connection.held.as_mut() {
+            Some(held) if held.takes(&call) => held.calls.push(call.into_owned()),
+            Some(held) if held.direction != call.direction => {
+                let held = std::mem::take(&mut held.calls);
+                connection.held = None;
+                self.call(&mut connection, &call)?;
+                for call in &held {
+                    self.call(&mut connection, call)?;
+                }
+            }
+            _ => {
+                self.release_held(&mut connection)?;
+                self.call(&mut connection, &call)?;
+            }
+        }
+        self.keep(data.connection, State::Begun(connection))
+    }
+
+    /// Writes what waited for the client's first bytes.
+    fn release_held(&mut self, connection: &mut Connection) -> io::Result<()> {
+        let held = connection.held.take();
+        for call in held.iter().flat_map(|held| &held.calls) {
+            self.call(connection, call)?;
+        }
+        Ok(())
+    }
+
+    fn call(&mut self, connection: &mut Connection, call: &Call<'_>) -> io::Result<()> {
+        let sequence = call.stream_offset.saturating_add(1);
+        let sent = &mut connection.sent[call.direction.index()];
         let missing = sequence.saturating_sub(*sent);
         *sent = sequence;
-        let mut comment = whose.to_string();
+        let mut comment = call.comment.clone();
         if missing > 0 {
             comment += &format!("; {missing} bytes before this are missing");
         }
-        if data.truncated > 0 {
-            comment += &format!("; {} bytes behind this were left out", data.truncated);
+        if call.truncated > 0 {
+            comment += &format!("; {} bytes behind this were left out", call.truncated);
         }
         let comment = Some(comment.as_str());
-        for payload in data.payload.chunks(segment::PAYLOAD_MAX) {
+        for payload in call.payload.chunks(segment::PAYLOAD_MAX) {
             let flags = Flags::PshAck;
             self.segment(
-                &mut connection,
-                data.direction,
-                data.time,
+                connection,
+                call.direction,
+                call.time,
                 flags,
                 payload,
                 comment,
             )?;
-            connection.sent[data.direction.index()] += payload.len() as u64;
+            connection.sent[call.direction.index()] += payload.len() as u64;
         }
-        self.acknowledge(&mut connection, data)?;
-        self.keep(data.connection, State::Begun(connection));
-        Ok(())
+        self.acknowledge(connection, call)
     }
 
     /// Acknowledges before Wireshark thinks that the window is full.
-    fn acknowledge(&mut self, connection: &mut Connection, data: &Data<'_>) -> io::Result<()> {
-        let index = data.direction.index();
+    fn acknowledge(&mut self, connection: &mut Connection, call: &Call<'_>) -> io::Result<()> {
+        let index = call.direction.index();
         let waiting = connection.sent[index].saturating_sub(connection.acknowledged[index]);
         if waiting < Self::UNACKNOWLEDGED_MAX {
             return Ok(());
         }
-        let back = opposite(data.direction);
-        self.segment(connection, back, data.time, Flags::Ack, &[], None)
+        let back = opposite(call.direction);
+        self.segment(connection, back, call.time, Flags::Ack, &[], None)
     }
 
     /// Puts a connection's handshake into the file, in front of its first bytes.
@@ -254,9 +338,13 @@ impl<W: Write> PlaintextPackets<W> {
             tuple,
             sent: [0; 2],
             acknowledged: [0; 2],
+            held: None,
         };
         if opening.from_start {
             self.handshake(&mut connection, local_serves, first.time, &comment)?;
+            let direction = server_direction(local_serves);
+            let calls = Vec::new();
+            connection.held = http2.then_some(Held { direction, calls });
         } else {
             connection.sent = [1; 2];
         }
@@ -270,11 +358,8 @@ impl<W: Write> PlaintextPackets<W> {
         time: Timestamp,
         comment: &str,
     ) -> io::Result<()> {
-        let (client, server) = if local_serves {
-            (Direction::Read, Direction::Write)
-        } else {
-            (Direction::Write, Direction::Read)
-        };
+        let server = server_direction(local_serves);
+        let client = opposite(server);
         self.segment(connection, client, time, Flags::Syn, &[], Some(comment))?;
         connection.sent[client.index()] = 1;
         self.segment(connection, server, time, Flags::SynAck, &[], None)?;
@@ -288,10 +373,12 @@ impl<W: Write> PlaintextPackets<W> {
         found.or_else(|| self.taken.get(tuple)).copied()
     }
 
-    fn keep(&mut self, number: u64, state: State) {
-        if let Some((_, State::Begun(forgotten))) = self.connections.push(number, state) {
+    fn keep(&mut self, number: u64, state: State) -> io::Result<()> {
+        if let Some((_, State::Begun(mut forgotten))) = self.connections.push(number, state) {
+            self.release_held(&mut forgotten)?;
             self.release(&forgotten);
         }
+        Ok(())
     }
 
     fn release(&mut self, connection: &Connection) {
@@ -342,6 +429,15 @@ impl<W: Write> PlaintextPackets<W> {
     }
 }
 
+/// Where what the server sends goes, from the program's point of view.
+fn server_direction(local_serves: bool) -> Direction {
+    if local_serves {
+        Direction::Write
+    } else {
+        Direction::Read
+    }
+}
+
 fn opposite(direction: Direction) -> Direction {
     match direction {
         Direction::Write => Direction::Read,
@@ -352,10 +448,7 @@ fn opposite(direction: Direction) -> Direction {
 impl<W: Write> Sink for PlaintextPackets<W> {
     fn event(&mut self, event: &Event<'_>) -> io::Result<()> {
         match event {
-            Event::Opened(opened) => {
-                self.open(opened);
-                Ok(())
-            }
+            Event::Opened(opened) => self.open(opened),
             Event::Data(data) => self.data(data),
             Event::Closed(closed) => self.close(closed),
             // The next segment's sequence number tells.
