@@ -1,6 +1,6 @@
 //! The thread that sends events to a server, and finds it again when it was away.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::thread;
@@ -22,7 +22,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often an idle connection is looked after: WebSocket's pings want an answer.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// How long to look whether the server has said something.
+/// How long to wait for the rest of what the server has begun to say.
 const GLANCE: Duration = Duration::from_millis(1);
 
 /// Starts the thread. It ends when the queue is closed and empty.
@@ -115,19 +115,23 @@ impl Server {
 
     /// Notices that the server has gone; answers pings. What else it says is of no interest.
     fn glance(&mut self) -> io::Result<()> {
+        let Some(stream) = self.stream() else {
+            return Ok(());
+        };
+        stream.set_nonblocking(true)?;
+        let seen = stream.peek(&mut [0]);
+        stream.set_nonblocking(false)?;
+        match seen {
+            Ok(0) => return Err(io::ErrorKind::ConnectionReset.into()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error),
+            Ok(_) => {}
+        }
         match self {
-            Self::Tcp(stream) => {
-                stream.set_nonblocking(true)?;
-                let seen = stream.peek(&mut [0]);
-                stream.set_nonblocking(false)?;
-                match seen {
-                    Ok(0) => Err(io::ErrorKind::ConnectionReset.into()),
-                    Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
-                    _ => Ok(()),
-                }
-            }
+            Self::Tcp(stream) => stream.read(&mut [0; 4096]).map(drop),
             Self::WebSocket(socket) => match socket.read() {
                 Ok(_) => Ok(()),
+                // Part of a frame, or something of TLS.
                 Err(tungstenite::Error::Io(error))
                     if matches!(
                         error.kind(),

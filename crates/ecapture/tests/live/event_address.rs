@@ -81,7 +81,7 @@ fn a_server_that_is_away_at_first_gets_everything() -> Result<()> {
     let program = Program::newest()?;
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?; // and gone
     let capture = Capture::spawn(&mut capturing(&program, &format!("tcp://{address}")))?;
-    program.run("-conns 2")?;
+    program.run("-conns 2 -sizes 1000")?;
     let server = TcpListener::bind(address)?;
     let (mut stream, _) = server.accept()?;
     let summary = end(capture)?;
@@ -101,7 +101,7 @@ fn a_server_that_returns_gets_what_came_meanwhile() -> Result<()> {
     let address = server.local_addr()?;
     let capture = Capture::spawn(&mut capturing(&program, &format!("tcp://{address}")))?;
     let (stream, _) = server.accept()?;
-    program.run("")?;
+    program.run("-sizes 1000")?;
     // Everything has arrived once the last connection's end has.
     let mut first = Vec::new();
     let mut ends = 0;
@@ -117,7 +117,7 @@ fn a_server_that_returns_gets_what_came_meanwhile() -> Result<()> {
         }
     }
     drop(server);
-    program.run("")?;
+    program.run("-sizes 1000")?;
     let server = TcpListener::bind(address)?;
     let (mut stream, _) = server.accept()?;
     let summary = end(capture)?;
@@ -185,7 +185,6 @@ fn a_websocket_gets_a_message_for_each_event() -> Result<()> {
     let (stream, _) = server.accept()?;
     stream.set_read_timeout(Some(LONG))?;
     let mut socket = tungstenite::accept(stream).map_err(|error| anyhow::anyhow!("{error}"))?;
-    program.run("-conns 2")?;
     let reader = std::thread::spawn(move || {
         let mut messages = Vec::new();
         while let Ok(message) = socket.read() {
@@ -195,6 +194,7 @@ fn a_websocket_gets_a_message_for_each_event() -> Result<()> {
         }
         messages
     });
+    program.run("-conns 2 -sizes 1000,100000")?;
     let summary = end(capture)?;
     let messages = reader.join().expect("it does not panic");
     let objects = objects(messages.iter().map(String::as_str))?;
