@@ -128,17 +128,17 @@ struct value {
 };
 
 /* Looks at the interface at this address. `bias` leads from linked to actual addresses. */
-static __always_inline void read_interface(struct value *value, __u64 interface, __u64 bias)
+static __always_inline void peek_interface(struct value *value, __u64 interface, __u64 bias)
 {
 	const struct dynamic_type *known;
 	__u64 itab, type;
 
 	value->role = 0;
-	if (!read_word(&itab, interface) || !itab || !read_word(&type, itab + ITAB_TYPE))
+	if (!peek_word(&itab, interface) || !itab || !peek_word(&type, itab + ITAB_TYPE))
 		return;
 	type -= bias;
 	known = bpf_map_lookup_elem(&dynamic_types, &type);
-	if (!known || !read_word(&value->data, interface + INTERFACE_DATA))
+	if (!known || !peek_word(&value->data, interface + INTERFACE_DATA))
 		return;
 	value->role = known->role;
 	value->offset = known->offset;
@@ -152,9 +152,9 @@ static __always_inline __u64 find_fd(__u64 conn, __u64 bias)
 	__u64 fd;
 
 	for (int depth = 0; depth < INTERFACES_MAX; depth++) {
-		read_interface(&value, interface, bias);
+		peek_interface(&value, interface, bias);
 		if (value.role == TYPE_TCP_CONN || value.role == TYPE_UNIX_CONN)
-			return read_word(&fd, value.data + layout.socket_fd) ? fd : 0;
+			return peek_word(&fd, value.data + layout.socket_fd) ? fd : 0;
 		if (value.role != TYPE_WRAPPER)
 			return 0;
 		interface = value.data + value.offset;
@@ -162,8 +162,8 @@ static __always_inline __u64 find_fd(__u64 conn, __u64 bias)
 	return 0;
 }
 
-/* Reads a Go slice or string of at most `room` bytes, a constant, and returns its length; -1 if it is
- * longer or can't be read. */
+/* Reads a Go slice or string of at most `room` bytes, a constant, and returns its length; -1 if it
+ * is longer or can't be read. */
 static __always_inline int peek_slice(void *to, const __u32 room, __u64 slice)
 {
 	__u64 header[2];
@@ -191,7 +191,7 @@ static __always_inline void peek_tcp_address(struct address *address, __u64 tcp_
 		peek_slice(address->bytes + ZONE_OFFSET, ZONE_MAX, tcp_addr + layout.tcp_zone);
 	if (zone_length < 0 || (length != 0 && length != 4 && length != 16))
 		return;
-	if (!peek(&port, sizeof(port), tcp_addr + layout.tcp_port) || port > 0xffff)
+	if (!peek_word(&port, tcp_addr + layout.tcp_port) || port > 0xffff)
 		return;
 	address->length = length;
 	address->zone_length = zone_length;
@@ -240,10 +240,12 @@ static __always_inline void peek_agreed(struct connection_record *record, __u64 
 	record->role = is_client ? ROLE_CLIENT : ROLE_SERVER;
 }
 
-/* Tells of a connection: its pid and the current tid are in `ids`. If the ring has no room, the next
- * call tries again. A function of its own, with plain numbers only, so that the verifier looks at it
- * once and forgets what it saw, instead of going on to the loops behind it in every state that the
- * unknowns here can lead to. */
+/* Tells of a connection: its pid and the current tid are in `ids`. If the ring has no room, the
+ * next call tries again. A function of its own, with plain numbers only, so that the verifier looks
+ * at it once and forgets what it saw, instead of going on to the loops behind it in every state
+ * that the unknowns here can lead to. It takes what is in memory: since Linux 6.14 a function that
+ * can wait for more is refused where programs can't, even if it never does. Besides, the program
+ * has just used nearly all of this. */
 __noinline int send_connection(__u64 conn, __u64 ids, __u64 bias, __u64 time_ns)
 {
 	struct process process = {.pid = ids >> 32, .tid = ids};
@@ -259,9 +261,9 @@ __noinline int send_connection(__u64 conn, __u64 ids, __u64 bias, __u64 time_ns)
 	if (layout.known)
 		fd = find_fd(conn, bias);
 	if (fd) {
-		read_interface(&local, fd + layout.fd_local, bias);
-		read_interface(&remote, fd + layout.fd_remote, bias);
-		if (!read_word(&descriptor, fd + layout.fd_descriptor))
+		peek_interface(&local, fd + layout.fd_local, bias);
+		peek_interface(&remote, fd + layout.fd_remote, bias);
+		if (!peek_word(&descriptor, fd + layout.fd_descriptor))
 			descriptor = -1;
 	}
 

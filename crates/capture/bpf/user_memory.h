@@ -18,9 +18,14 @@ static __always_inline bool peek(void *to, __u64 length, __u64 address)
 	return !bpf_probe_read_user(to, length, (void *)address);
 }
 
-/* Reads what is there, which it is nearly always; the fallback is for memory that was paged out. Not
- * to be used while a record is reserved: nobody can read the ring beyond a reservation, and a page
- * fault can take long. */
+static __always_inline bool peek_word(__u64 *word, __u64 address)
+{
+	return peek(word, sizeof(*word), address);
+}
+
+/* Reads what is there, which it is nearly always; the fallback is for memory that was paged out.
+ * Not to be used while a record is reserved: nobody can read the ring beyond a reservation, and a
+ * page fault can take long. */
 static __always_inline bool read_user(void *to, __u64 length, __u64 address)
 {
 	if (peek(to, length, address))

@@ -28,6 +28,7 @@ mod probes;
 mod process;
 mod processes;
 mod reader;
+mod rehearsal;
 mod ring;
 mod sockets;
 mod target;
@@ -49,6 +50,7 @@ pub use probes::{Filters, Options, Probes, Wanted};
 pub use process::Process;
 pub use processes::{ProcessInfo, environment_variable, running};
 pub use reader::{Counters, Reader, StopSwitch, Stopped};
+pub use rehearsal::{Host, UprobeSupport, rehearse_packets, rehearse_uprobes};
 pub use uprobes::UprobeKind;
 
 /// The packet programs, likewise.

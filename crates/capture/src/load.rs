@@ -41,6 +41,16 @@ impl Repeat {
     }
 }
 
+impl Repeat {
+    /// The most bytes of one call that can be copied (gotls.bpf.c, PARTS_MAX and PARTS_MAX_WALKED).
+    pub(crate) fn call_bytes_max(self) -> u64 {
+        match self {
+            Self::ByHelper => 1 << 30,
+            Self::ByWalking => 1 << 20,
+        }
+    }
+}
+
 /// Loads the programs with these names, which is all that the verifier has to look at: its work is most
 /// of the start.
 pub(crate) fn load(

@@ -3,7 +3,9 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use gobin::{Arch, CRYPTO_TLS, EntryProbe, Function, KeyPlan, ProbePlan, ReadProbe, Site};
+use gobin::{
+    Arch, CRYPTO_TLS, EntryProbe, FileOffset, Function, KeyPlan, ProbePlan, ReadProbe, Site,
+};
 use libbpf_rs::Link;
 use libbpf_rs::skel::Skel;
 
@@ -172,7 +174,10 @@ impl Probes {
             let offsets: Vec<_> = placed.sites.iter().map(|site| site.offset).collect();
             let (links, log) =
                 libbpf_log::listen(|| self.kind.attach(&program, pid, &path, &offsets));
-            let links = links.map_err(|error| attach_error(placed, self.kind, &error, &log))?;
+            let links = links.map_err(|error| {
+                let function = placed.function.symbol(CRYPTO_TLS);
+                attach_error(function, offsets[0], self.kind, &error, &log)
+            })?;
             self.links.extend(links);
             self.sites += placed.sites.len();
         }
@@ -251,8 +256,10 @@ fn placements(wanted: Wanted<'_>, repeat: Repeat) -> Vec<Placement<'_>> {
     placements
 }
 
-fn attach_error(
-    placed: &Placement<'_>,
+/// Says why an instruction could not be probed.
+pub(crate) fn attach_error(
+    function: String,
+    offset: FileOffset,
     kind: UprobeKind,
     error: &libbpf_rs::Error,
     log: &str,
@@ -279,8 +286,8 @@ fn attach_error(
         None => error.to_string(),
     };
     Error::Attach {
-        function: placed.function.symbol(CRYPTO_TLS),
-        offset: placed.sites[0].offset,
+        function,
+        offset,
         reason,
     }
 }

@@ -29,6 +29,7 @@ Examples:
   ecapture gotls -m keylog -k keys -e ./server   TLS keys
   ecapture gotls --record x.rec -e ./server      everything, for `ecapture replay x.rec` later
   ecapture list                                  the Go programs that run now
+  ecapture doctor                                does it work on this host
   ecapture inspect ./server                      can it be captured, and how (needs no root)";
 
 #[derive(Debug, Subcommand)]
@@ -45,6 +46,8 @@ pub(crate) enum Command {
     /// Show the Go programs that run now, and whether they can be captured
     #[command(before_help = LIST_EXAMPLES)]
     List(ListArgs),
+    /// Show what this host offers, and which modes work on it
+    Doctor(DoctorArgs),
 }
 
 const GOTLS_EXAMPLES: &str = "\
@@ -208,6 +211,18 @@ pub(crate) struct ReplayArgs {
 pub(crate) struct InspectArgs {
     /// The executable, of any machine
     pub(crate) path: PathBuf,
+
+    /// Text for people or JSON for scripts
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+}
+
+/// `ecapture doctor`
+#[derive(Debug, clap::Args)]
+pub(crate) struct DoctorArgs {
+    /// Only what this mode needs; the exit code is about it alone
+    #[arg(short, long, value_enum)]
+    pub(crate) mode: Option<Mode>,
 
     /// Text for people or JSON for scripts
     #[arg(long, value_enum, default_value_t = Format::Text)]

@@ -9,6 +9,7 @@
 mod args;
 mod consume;
 mod container;
+mod doctor;
 mod event_output;
 mod failure;
 mod gotls;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         args::Command::Gotls(args) => gotls::run(&args),
         args::Command::Replay(args) => replay::run(&args),
         args::Command::Inspect(args) => inspect::run(&args),
+        args::Command::Doctor(args) => doctor::run(&args),
         args::Command::List(args) => list::run(&args),
     };
     match result {

@@ -108,7 +108,7 @@ impl Outputs {
                 Destination::Stdout => **other == Destination::Stdout,
                 _ => other.path().is_some() && other.path() == destination.path(),
             };
-            if all[..index].iter().any(|other| same(other)) {
+            if all[..index].iter().any(same) {
                 return Err(Failure::WrongInput(anyhow!(
                     "two outputs can't both go to {destination}"
                 )));

@@ -4,11 +4,12 @@ use std::io;
 use std::time::Duration;
 
 use events::{Address, Agreed, CloseCause, Direction};
+use protocol::Notice;
 
 use crate::Timestamp;
 
-/// Plaintext, word that some is missing, or a connection's begin or end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Plaintext, word that some is missing, what it says, or a connection's begin or end.
+#[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
     /// A connection, told of when its first plaintext passes.
     Opened(Opened<'a>),
@@ -16,8 +17,27 @@ pub enum Event<'a> {
     Data(Data<'a>),
     /// Plaintext is missing here.
     Lost(Lost<'a>),
+    /// Something became known of an HTTP exchange.
+    Http(Http<'a>),
     /// The end of a connection.
     Closed(Closed<'a>),
+}
+
+/// What became known of an HTTP exchange, or of a connection that carries them.
+#[derive(Clone, Copy, Debug)]
+pub struct Http<'a> {
+    /// When the exchange began, for a notice of its end; else when this became known.
+    pub time: Timestamp,
+    /// Process id.
+    pub pid: u32,
+    /// Name of the thread that was seen first on the connection; not necessarily text.
+    pub comm: &'a [u8],
+    /// Number of the connection, unique within a run.
+    pub connection: u64,
+    /// The direction of requests: [`Direction::Write`] if the program is the client.
+    pub requests: Option<Direction>,
+    /// What became known.
+    pub notice: &'a Notice<'a>,
 }
 
 /// What a connection connects, and what its ends agreed on. Usually the first event of a connection; it
@@ -97,6 +117,14 @@ pub struct Data<'a> {
     pub goroutine: Option<u64>,
     /// The plaintext.
     pub payload: &'a [u8],
+}
+
+/// The other direction.
+pub(crate) fn opposite(direction: Direction) -> Direction {
+    match direction {
+        Direction::Write => Direction::Read,
+        Direction::Read => Direction::Write,
+    }
 }
 
 /// Why plaintext is missing.

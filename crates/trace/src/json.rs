@@ -7,9 +7,13 @@ use std::io::{self, Write};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use events::CloseCause;
+use protocol::Notice;
+use serde::Serialize;
 
 use crate::address::{address_text, network};
-use crate::event::{Closed, Data, Event, Lost, Opened, Sink};
+use crate::event::{Closed, Data, Event, Http, Lost, Opened, Sink};
+use crate::exchange_json::{ExchangeJson, MessageJson};
+use crate::exchange_text::side_name;
 use crate::time::{TimeFormat, Timestamp};
 use crate::tls_names::{CipherSuite, TlsVersion};
 
@@ -76,6 +80,51 @@ impl<W: Write> JsonSink<W> {
             lost.reason.name(),
             lost.bytes,
             lost.records,
+        )
+    }
+
+    fn http(&mut self, http: &Http<'_>) -> io::Result<()> {
+        match http.notice {
+            Notice::Finished(exchange) => {
+                self.begin("http", http.time)?;
+                self.conversation(http)?;
+                self.members(&ExchangeJson::new(exchange, http.requests))
+            }
+            Notice::Message(exchange, message) => {
+                self.begin("message", http.time)?;
+                self.conversation(http)?;
+                write!(self.out, r#","stream":{}"#, exchange.stream.0)?;
+                self.members(&MessageJson::alone(message))
+            }
+            Notice::Trouble(side, offset, trouble) => {
+                self.begin("undecoded", http.time)?;
+                self.conversation(http)?;
+                let (from, reason) = (
+                    side_name(*side),
+                    Text(trouble.to_string().as_bytes()).to_string(),
+                );
+                writeln!(
+                    self.out,
+                    r#","from":"{from}","offset":{offset},"reason":{reason}}}"#
+                )
+            }
+            // Their exchange comes later.
+            Notice::Began(_) | Notice::Response(_) => Ok(()),
+        }
+    }
+
+    /// The members of an object, behind those that the line has, and the line's end.
+    fn members(&mut self, object: &impl Serialize) -> io::Result<()> {
+        let object = serde_json::to_string(object).map_err(io::Error::other)?;
+        let members = object.strip_prefix('{').unwrap_or(&object);
+        writeln!(self.out, ",{members}")
+    }
+
+    fn conversation(&mut self, http: &Http<'_>) -> io::Result<()> {
+        let (pid, comm, connection) = (http.pid, Text(http.comm), http.connection);
+        write!(
+            self.out,
+            r#","pid":{pid},"comm":{comm},"conn":{connection}"#
         )
     }
 
@@ -160,6 +209,7 @@ impl<W: Write> Sink for JsonSink<W> {
             Event::Opened(opened) => self.opened(opened),
             Event::Data(data) => self.data(data),
             Event::Lost(lost) => self.lost(lost),
+            Event::Http(http) => self.http(http),
             Event::Closed(closed) => self.closed(closed),
         }
     }

@@ -16,9 +16,13 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod body_text;
 mod endpoints;
 mod escape;
 mod event;
+mod exchange_json;
+mod exchange_text;
+mod har;
 mod hexdump;
 mod json;
 mod keylog;
@@ -31,9 +35,11 @@ mod text;
 mod time;
 mod tls_names;
 mod tracker;
+mod units;
 
 pub use escape::{escape_name, escape_payload};
-pub use event::{Closed, Data, Event, Loss, Lost, Opened, Place, Sink};
+pub use event::{Closed, Data, Event, Http, Loss, Lost, Opened, Place, Sink};
+pub use har::HarSink;
 pub use hexdump::write_hexdump;
 pub use json::JsonSink;
 pub use keylog::{KeyLines, KeyLog, KeyTotals};

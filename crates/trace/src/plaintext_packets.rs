@@ -15,7 +15,7 @@ use lru::LruCache;
 
 use crate::endpoints::{Endpoints, FourTuple, begins_like_http2, first_sender_serves};
 use crate::escape::escape_name;
-use crate::event::{Closed, Data, Event, Opened, Sink};
+use crate::event::{Closed, Data, Event, Opened, Sink, opposite};
 use crate::packets::PacketTotals;
 use crate::pcapng::{Interface, InterfaceStatistics, Packet, PacketDirection, PcapngWriter};
 use crate::segment::{self, Flags, Segment};
@@ -438,13 +438,6 @@ fn server_direction(local_serves: bool) -> Direction {
     }
 }
 
-fn opposite(direction: Direction) -> Direction {
-    match direction {
-        Direction::Write => Direction::Read,
-        Direction::Read => Direction::Write,
-    }
-}
-
 impl<W: Write> Sink for PlaintextPackets<W> {
     fn event(&mut self, event: &Event<'_>) -> io::Result<()> {
         match event {
@@ -453,6 +446,8 @@ impl<W: Write> Sink for PlaintextPackets<W> {
             Event::Closed(closed) => self.close(closed),
             // The next segment's sequence number tells.
             Event::Lost(_) => Ok(()),
+            // Made of the same bytes.
+            Event::Http(_) => Ok(()),
         }
     }
 

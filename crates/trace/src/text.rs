@@ -1,14 +1,18 @@
-//! Text for people: a header line for each event, then its payload.
+//! Text for people: a header line for each event, then its payload. What HTTP exchanges look like is in
+//! `exchange_text.rs`.
 
 use std::fmt;
 use std::io::{self, Write};
 
 use events::{Address, Agreed, CloseCause, Direction, Role};
 use jiff::tz::TimeZone;
+use protocol::{Notice, Side};
 
 use crate::address::address_text;
+use crate::body_text::BodyText;
 use crate::escape::{escape_name, escape_payload};
-use crate::event::{Closed, Data, Event, Loss, Lost, Opened, Place, Sink};
+use crate::event::{Closed, Data, Event, Http, Loss, Lost, Opened, Place, Sink, opposite};
+use crate::exchange_text::ExchangeText;
 use crate::hexdump::write_hexdump;
 use crate::time::{TimeFormat, Timestamp};
 use crate::tls_names::{CipherSuite, TlsVersion};
@@ -26,11 +30,11 @@ pub enum PayloadStyle {
 /// The colours of header lines: ANSI escape sequences, or nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Palette {
-    write: &'static str,
-    read: &'static str,
-    lost: &'static str,
+    pub(crate) write: &'static str,
+    pub(crate) read: &'static str,
+    pub(crate) lost: &'static str,
     connection: &'static str,
-    reset: &'static str,
+    pub(crate) reset: &'static str,
 }
 
 impl Palette {
@@ -58,6 +62,7 @@ pub struct TextSink<W> {
     out: W,
     style: PayloadStyle,
     palette: Palette,
+    indent_json: bool,
     time: TimeFormat,
     /// The payload in hand, escaped.
     escaped: Vec<u8>,
@@ -70,9 +75,51 @@ impl<W: Write> TextSink<W> {
             out,
             style,
             palette,
+            indent_json: false,
             time: TimeFormat::time_of_day(zone),
             escaped: Vec::new(),
         }
+    }
+
+    /// Whether JSON in bodies is indented.
+    pub fn indent_json(mut self, indent: bool) -> Self {
+        self.indent_json = indent;
+        self
+    }
+
+    fn http(&mut self, http: &Http<'_>) -> io::Result<()> {
+        let direction = match http.notice {
+            Notice::Message(_, message) if message.side == Side::Server => {
+                http.requests.map(opposite)
+            }
+            _ => http.requests,
+        };
+        let colour = match (http.notice, direction) {
+            (Notice::Trouble(..), _) => self.palette.lost,
+            (_, Some(Direction::Write)) => self.palette.write,
+            (_, Some(Direction::Read)) | (_, None) => self.palette.read,
+        };
+        let (second, nanoseconds) = self.time.second(http.time);
+        let fraction = nanoseconds / 1000;
+        let (comm, pid) = (escape_name(http.comm), http.pid);
+        write!(
+            self.out,
+            "{colour}{second}.{fraction:06} {comm}[{pid}] #{}",
+            http.connection
+        )?;
+        if let Notice::Trouble(..) = http.notice {
+            self.out.write_all(b" ")?;
+        }
+        let text = ExchangeText {
+            body: BodyText {
+                style: self.style,
+                indent: self.indent_json,
+            },
+            palette: self.palette,
+        };
+        self.escaped.clear();
+        text.notice(&mut self.escaped, http.requests, http.notice);
+        self.out.write_all(&self.escaped)
     }
 
     fn data(&mut self, data: &Data<'_>) -> io::Result<()> {
@@ -240,6 +287,7 @@ impl<W: Write> Sink for TextSink<W> {
             Event::Opened(opened) => self.opened(opened),
             Event::Data(data) => self.data(data),
             Event::Lost(lost) => self.lost(lost),
+            Event::Http(http) => self.http(http),
             Event::Closed(closed) => self.closed(closed),
         }
     }

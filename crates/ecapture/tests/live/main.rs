@@ -9,6 +9,7 @@
 
 mod capture;
 mod decryption;
+mod doctor;
 mod event_address;
 mod exact;
 mod exchange;

@@ -76,7 +76,7 @@ fn requests_are_what_the_program_logged(release: GoRelease, flags: &str) -> Resu
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn http_and_http2_of_every_kind_of_go_are_what_the_program_logged() -> Result<()> {
-    for release in [GoRelease::OLDEST, GoRelease::NEWEST] {
+    for release in [GoRelease::OLDEST, GoRelease::Go1_24, GoRelease::NEWEST] {
         for proto in ["-proto h1", "-proto h2"] {
             requests_are_what_the_program_logged(release, proto)
                 .with_context(|| format!("{release:?} {proto}"))?;
@@ -212,6 +212,8 @@ fn grpc_is_read_without_options() -> Result<()> {
         &["ip.dst", "http2.headers.path"],
     )?;
     assert_eq!(paths, ["198.19.0.1 /shop.Orders/Get"]);
+    let settings = fields(&file, "http2.type == 4", &["frame.number"])?;
+    assert_eq!(settings.len(), 2, "of the server, too: {settings:?}");
     let messages = fields(&file, "grpc", &["grpc.message_length"])?;
     assert_eq!(messages, ["2", "2"]);
     Ok(())
