@@ -14,17 +14,20 @@ use crate::{cache, run};
 pub enum Program {
     /// Makes connections of every kind and logs what they connect.
     Connections,
+    /// Makes HTTP requests of every kind and logs them and their responses.
+    Http,
 }
 
 impl Program {
     /// Every one.
-    pub const ALL: [Self; 1] = [Self::Connections];
+    pub const ALL: [Self; 2] = [Self::Connections, Self::Http];
 
     /// The program's file name: `connections`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Connections => "connections",
+            Self::Http => "http",
         }
     }
 

@@ -14,6 +14,7 @@ mod doctor;
 mod exact;
 mod exchange;
 mod harmless;
+mod http;
 mod https;
 mod incomplete;
 mod inspect;
