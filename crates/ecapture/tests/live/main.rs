@@ -17,6 +17,7 @@ mod exact;
 mod exchange;
 mod faults;
 mod harmless;
+mod http;
 mod https;
 mod incomplete;
 mod inspect;

@@ -10,10 +10,10 @@ use xtask::process::{Child, Stream};
 use crate::capture::{Capture, Signal, ecapture};
 use crate::exchange::{LONG, Program};
 
-/// `ecapture gotls -e PROGRAM` with these flags, which shows text.
+/// `ecapture gotls --raw -e PROGRAM` with these flags, which shows calls as text.
 fn text(program: &Program, flags: &str) -> Command {
     let mut command = ecapture();
-    command.args(["gotls", "-e"]).arg(program.path());
+    command.args(["gotls", "--raw", "-e"]).arg(program.path());
     command.args(flags.split_whitespace());
     command
 }
