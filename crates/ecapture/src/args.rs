@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use trace::{LineType, Redaction};
 
 use crate::selectors::Selectors;
 
@@ -108,9 +109,34 @@ pub(crate) struct GotlsArgs {
     #[arg(value_name = "FILTER")]
     pub(crate) filter: Vec<String>,
 
-    /// Show payloads as a hex dump
+    /// Show payloads and bodies as a hex dump
     #[arg(long)]
     pub(crate) hex: bool,
+
+    /// Show calls one by one as they are, also those that carry HTTP
+    #[arg(long)]
+    pub(crate) raw: bool,
+
+    /// Indent JSON in bodies
+    #[arg(long)]
+    pub(crate) indent_json: bool,
+
+    /// Which types of JSON lines, with commas between them [default: all]
+    #[arg(long, value_name = "TYPE", value_delimiter = ',', value_parser = line_type)]
+    pub(crate) events: Vec<LineType>,
+
+    /// Also write HTTP exchanges to this file as HAR 1.2; `-` for stdout, in place of text
+    #[arg(long, value_name = "FILE")]
+    pub(crate) har: Option<PathBuf>,
+
+    /// Mask the values of these header fields, with commas between them; `default` stands for those
+    /// that carry credentials: authorization, cookie, set-cookie, x-api-key and the like
+    #[arg(long, value_name = "HEADER", value_delimiter = ',', value_parser = header)]
+    pub(crate) redact: Vec<String>,
+
+    /// Keep so many bytes of each HTTP body and message [default: 1048576]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=1 << 30))]
+    pub(crate) max_body: Option<u32>,
 
     /// Text for people or JSON lines for scripts [default: text]
     #[arg(long, value_enum)]
@@ -139,6 +165,36 @@ pub(crate) struct GotlsArgs {
     /// How to attach uprobes: for tests
     #[arg(long, value_enum, default_value_t = Uprobes::Auto, hide = true)]
     pub(crate) uprobes: Uprobes,
+}
+
+impl GotlsArgs {
+    /// The types of JSON lines that are written. Plaintext is none of them if something is to be masked.
+    pub(crate) fn line_types(&self) -> Vec<LineType> {
+        if !self.events.is_empty() {
+            return self.events.clone();
+        }
+        let masked = !self.redact.is_empty();
+        let shown = |line: &LineType| *line != LineType::Data || !masked;
+        LineType::ALL.into_iter().filter(shown).collect()
+    }
+
+    /// Whether anything that is asked for needs HTTP to be decoded.
+    pub(crate) fn is_decoding(&self) -> bool {
+        self.har.is_some()
+            || match self.format {
+                Some(Format::Json) => self.line_types().into_iter().any(LineType::is_decoded),
+                Some(Format::Text) | None => !self.raw,
+            }
+    }
+
+    /// Header fields to mask.
+    pub(crate) fn redaction(&self) -> Redaction {
+        let names = self.redact.iter().flat_map(|name| match name.as_str() {
+            "default" => Redaction::DEFAULT.to_vec(),
+            name => vec![name],
+        });
+        Redaction::new(names)
+    }
 }
 
 /// `ecapture inspect`
@@ -230,6 +286,24 @@ impl From<Uprobes> for Option<capture::UprobeKind> {
             Uprobes::Multi => Some(capture::UprobeKind::Multi),
             Uprobes::Perf => Some(capture::UprobeKind::Perf),
         }
+    }
+}
+
+fn line_type(name: &str) -> Result<LineType, String> {
+    let found = LineType::ALL.into_iter().find(|line| line.name() == name);
+    found.ok_or_else(|| {
+        let names = LineType::ALL.map(LineType::name).join(", ");
+        format!("there are {names}")
+    })
+}
+
+/// The name of a header field (RFC 9110 section 5.1).
+fn header(name: &str) -> Result<String, String> {
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if !name.is_empty() && name.bytes().all(token) {
+        Ok(name.to_owned())
+    } else {
+        Err("give the name of a header field, such as authorization, or default".to_owned())
     }
 }
 

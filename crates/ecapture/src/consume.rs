@@ -44,6 +44,7 @@ pub(crate) enum Destination {
     Stdout,
     KeyLog(PathBuf),
     Packets(PathBuf),
+    Har(PathBuf),
 }
 
 impl fmt::Display for Destination {
@@ -51,6 +52,7 @@ impl fmt::Display for Destination {
         match self {
             Self::Stdout => f.write_str("standard output"),
             Self::KeyLog(path) => write!(f, "key log {}", path.display()),
+            Self::Har(path) => write!(f, "HAR file {}", path.display()),
             Self::Packets(path) => write!(f, "capture file {}", path.display()),
         }
     }

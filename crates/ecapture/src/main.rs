@@ -12,6 +12,7 @@ mod container;
 mod doctor;
 mod failure;
 mod gotls;
+mod har_file;
 mod inspect;
 mod keylog_mode;
 mod list;

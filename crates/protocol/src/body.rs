@@ -90,6 +90,24 @@ impl Body {
         }
     }
 
+    /// A message that was decoded elsewhere: `length` bytes on the wire, of which some are missing.
+    pub(crate) fn of(
+        content: &[u8],
+        length: u64,
+        missing: u64,
+        limit: usize,
+        budget: &Budget,
+    ) -> Self {
+        let mut body = Self::new(budget);
+        body.push(content, limit);
+        body.length = length;
+        body.missing = missing;
+        if missing > 0 {
+            body.cut();
+        }
+        body
+    }
+
     /// The content: what is kept of it, decoded once the body is complete.
     pub fn content(&self) -> &[u8] {
         &self.kept

@@ -16,6 +16,7 @@
 
 mod address;
 mod body_text;
+mod conversations;
 mod escape;
 mod event;
 mod exchange_json;
@@ -32,14 +33,16 @@ mod tls_names;
 mod tracker;
 mod units;
 
+pub use conversations::{ConversationOptions, Conversations, Plaintext};
 pub use escape::{escape_name, escape_payload};
 pub use event::{Closed, Data, Event, Http, Loss, Lost, Opened, Place, Sink};
 pub use har::HarSink;
 pub use hexdump::write_hexdump;
-pub use json::JsonSink;
+pub use json::{JsonSink, LineType};
 pub use keylog::{KeyLines, KeyLog, KeyTotals};
 pub use packets::{PacketSink, PacketTotals};
 pub use pcapng::{Interface, InterfaceStatistics, Packet, PacketDirection, PcapngWriter, Section};
+pub use protocol::{Limits, Redaction};
 pub use text::{Palette, PayloadStyle, TextSink};
 pub use time::Timestamp;
 pub use tracker::{Totals, Tracker};

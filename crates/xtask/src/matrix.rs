@@ -212,7 +212,7 @@ impl Variant {
         }
     }
 
-    const fn flags(self) -> &'static [&'static str] {
+    pub(crate) const fn flags(self) -> &'static [&'static str] {
         match self {
             Self::Default | Self::Arm64 => &[],
             Self::Stripped => &["-ldflags=-s -w", "-trimpath"],

@@ -261,7 +261,8 @@ fn check_beginnings(captured: &Captured, size: u64) -> Result<usize> {
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn a_payload_that_is_not_in_memory_is_fetched_or_counted() -> Result<()> {
     for kind in ["auto", "perf"] {
-        let program = Program::copy_of(&standalone::Program::Mapped.binary(GoRelease::NEWEST)?)?;
+        let mapped = standalone::Program::Mapped;
+        let program = Program::copy_of(&mapped.binary(GoRelease::NEWEST, Variant::Default)?)?;
         let file = program.dir().join("payloads");
         let mut target = program.start(&format!("-file {}", file.display()))?;
         let capture = Capture::of_pid(target.pid(), &format!("--uprobes {kind}"))?;

@@ -9,6 +9,7 @@
 
 mod accounting;
 mod capture;
+mod connections;
 mod decryption;
 mod doctor;
 mod exact;

@@ -115,6 +115,11 @@ pub(super) struct Found {
 }
 
 impl Search {
+    /// Bytes of memory.
+    pub(super) fn held(&self) -> usize {
+        self.window.capacity()
+    }
+
     pub(super) fn new(side: Side, max_length: Option<u32>) -> Self {
         Self {
             side,
