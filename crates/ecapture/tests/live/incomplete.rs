@@ -60,6 +60,7 @@ fn every_lost_byte_is_counted_where_it_is_missing() -> Result<()> {
     let captured = capture.stop()?;
 
     let account = Streams::of(&log, SIZES).account(&captured)?;
+    println!("{account}");
     assert!(account.lost > 0, "the buffer was large enough: no test");
     Ok(())
 }
