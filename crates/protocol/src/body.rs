@@ -334,7 +334,9 @@ mod tests {
         (body.content().to_vec(), body.state())
     }
 
-    const CODERS: [(&str, fn(&[u8]) -> Vec<u8>); 6] = [
+    type Encode = fn(&[u8]) -> Vec<u8>;
+
+    const CODERS: [(&str, Encode); 6] = [
         ("gzip", gzip),
         ("deflate", zlib),
         ("deflate", raw_deflate),

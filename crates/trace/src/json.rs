@@ -4,8 +4,7 @@
 use std::fmt;
 use std::io::{self, Write};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64_simd::{Out, STANDARD};
 use events::CloseCause;
 use protocol::Notice;
 use serde::Serialize;
@@ -94,6 +93,8 @@ pub struct JsonSink<W> {
     /// Types of lines that are written.
     types: Vec<LineType>,
     time: TimeFormat,
+    /// Room for [`ENCODED_AT_ONCE`] bytes in base64.
+    encoded: Box<[u8]>,
 }
 
 // Lines are put together by hand: a serializer would walk through every payload character by
@@ -105,6 +106,7 @@ impl<W: Write> JsonSink<W> {
             out,
             types: LineType::ALL.to_vec(),
             time: TimeFormat::rfc3339(),
+            encoded: vec![0; ENCODED_AT_ONCE / 3 * 4].into(),
         }
     }
 
@@ -268,12 +270,9 @@ impl<W: Write> JsonSink<W> {
     }
 
     fn base64(&mut self, payload: &[u8]) -> io::Result<()> {
-        let mut encoded = [0; ENCODED_AT_ONCE / 3 * 4];
         for part in payload.chunks(ENCODED_AT_ONCE) {
-            let length = STANDARD
-                .encode_slice(part, &mut encoded)
-                .map_err(io::Error::other)?;
-            self.out.write_all(&encoded[..length])?;
+            let encoded = STANDARD.encode(part, Out::from_slice(&mut self.encoded));
+            self.out.write_all(encoded)?;
         }
         Ok(())
     }
@@ -317,6 +316,8 @@ impl fmt::Display for Text<'_> {
 mod tests {
     use std::time::Duration;
 
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
     use events::{Address, Agreed, Direction, Role};
     use proptest::prelude::*;
     use serde_json::Value;

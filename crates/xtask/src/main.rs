@@ -29,7 +29,7 @@ enum Chore {
     },
     /// Run every check and every test
     Test(test::Options),
-    /// Measure what capturing costs: a Markdown table on standard output
+    /// Measure what capturing costs, and write tables and charts
     Bench(bench::Options),
     /// Capture for a long time: a Markdown table of what was lost and what grew
     Soak(soak::Options),

@@ -62,7 +62,7 @@ pub fn run(options: &Options) -> Result<()> {
         "--minutes must be at least 1, or nothing can be said of growth"
     );
     setup::ensure(Group::Demo)?;
-    let ecapture = cargo::build_ecapture()?;
+    let ecapture = cargo::build_release("ecapture")?;
     let directory = Directory::make()?;
     let mut runs = Vec::new();
     for (mode, release) in [

@@ -88,27 +88,33 @@ impl Streams {
         let mut seen: BTreeMap<_, Seen> = BTreeMap::new();
         let (mut lost_records, mut unplaced, mut closing_lines) = (0, 0, 0);
         for line in captured.lines() {
-            let line = line?;
-            if let Line::Data(data) = line {
-                let seen = seen.entry((data.conn, data.direction)).or_default();
-                ensure!(
-                    data.offset == seen.end,
-                    "a gap that nobody mentions: {data:?}"
-                );
-                seen.end += data.length;
-                account.received += data.length;
-                seen.pieces.push(data);
-            } else if let Line::Lost(lost) = line {
-                ensure!(lost.reason == "buffer_full", "{lost:?}");
-                lost_records += lost.records;
-                account.lost += lost.bytes;
-                if let Some(place) = lost.place {
-                    let seen = seen.entry((place.conn, place.direction)).or_default();
-                    ensure!(place.offset == seen.end, "in the wrong place: {place:?}");
-                    seen.end += lost.bytes;
-                } else {
-                    closing_lines += 1;
-                    unplaced += lost.bytes;
+            match line? {
+                Line::Data(data) => {
+                    let seen = seen.entry((data.conn, data.direction)).or_default();
+                    ensure!(
+                        data.offset == seen.end,
+                        "a gap that nobody mentions: {data:?}"
+                    );
+                    seen.end += data.length;
+                    account.received += data.length;
+                    seen.pieces.push(data);
+                }
+                Line::Connection(_) | Line::Close(_) => {}
+                Line::Lost(lost) => {
+                    ensure!(lost.reason == "buffer_full", "{lost:?}");
+                    lost_records += lost.records;
+                    account.lost += lost.bytes;
+                    match lost.place {
+                        Some(place) => {
+                            let seen = seen.entry((place.conn, place.direction)).or_default();
+                            ensure!(place.offset == seen.end, "in the wrong place: {place:?}");
+                            seen.end += lost.bytes;
+                        }
+                        None => {
+                            closing_lines += 1;
+                            unplaced += lost.bytes;
+                        }
+                    }
                 }
             }
         }

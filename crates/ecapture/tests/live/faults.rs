@@ -238,13 +238,14 @@ fn a_target_killed_in_the_middle_of_a_write_is_shown_until_there() -> Result<()>
 fn check_beginnings(captured: &Captured, size: u64) -> Result<usize> {
     let mut streams: BTreeMap<_, Vec<u8>> = BTreeMap::new();
     for line in captured.lines() {
-        let line = line?;
-        if let Line::Data(data) = line {
-            let stream = streams.entry((data.conn, data.direction)).or_default();
-            ensure!(data.offset == stream.len() as u64, "a gap: {data:?}");
-            stream.extend(data.payload);
-        } else if let Line::Lost(lost) = line {
-            bail!("{lost:?}");
+        match line? {
+            Line::Data(data) => {
+                let stream = streams.entry((data.conn, data.direction)).or_default();
+                ensure!(data.offset == stream.len() as u64, "a gap: {data:?}");
+                stream.extend(data.payload);
+            }
+            Line::Connection(_) | Line::Close(_) => {}
+            Line::Lost(lost) => bail!("{lost:?}"),
         }
     }
     for ((connection, direction), shown) in &streams {

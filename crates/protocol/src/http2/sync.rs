@@ -182,12 +182,6 @@ impl Search {
         })
     }
 
-    /// How many bytes are held.
-    #[cfg(test)]
-    pub(super) fn held(&self) -> usize {
-        self.window.len()
-    }
-
     /// Whether a chain of frames begins with `bytes`.
     fn judge(&self, bytes: &[u8], work: &mut Work) -> Verdict {
         let mut at = 0;
