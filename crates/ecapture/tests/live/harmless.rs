@@ -127,7 +127,7 @@ fn the_code_is_as_before_once_the_capture_has_ended() -> Result<()> {
             let status = capture.end()?.status;
             assert_eq!(status.success(), signal == Signal::TERM, "{status}");
             // The kernel takes its time with what a killed process leaves.
-            let deadline = Instant::now() + Duration::from_secs(20);
+            let deadline = Instant::now() + LONG;
             while held.exist()? || !changed_code(target.pid(), &program.path())?.is_empty() {
                 ensure!(Instant::now() < deadline, "probes remain: {held:?}");
                 std::thread::sleep(Duration::from_millis(5));
