@@ -8,16 +8,22 @@
 
 mod args;
 mod consume;
+mod container;
+mod doctor;
 mod failure;
 mod gotls;
+mod har_file;
 mod inspect;
 mod keylog_mode;
+mod list;
 mod output;
 mod pcap_mode;
 mod secret_file;
+mod selectors;
 mod session;
 mod supervise;
 mod text_mode;
+mod users;
 
 use std::process::ExitCode;
 
@@ -27,6 +33,8 @@ fn main() -> ExitCode {
     let result = match args::Args::parse().command {
         args::Command::Gotls(args) => gotls::run(&args),
         args::Command::Inspect(args) => inspect::run(&args),
+        args::Command::Doctor(args) => doctor::run(&args),
+        args::Command::List(args) => list::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

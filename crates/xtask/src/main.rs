@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::setup::{self, Group};
-use xtask::{bench, demo, matrix, test};
+use xtask::{bench, demo, fuzz, matrix, soak, test};
 
 /// The project's chores. Each does its own set-up: on Debian and Ubuntu it installs what is
 /// missing, Go toolchains go to a cache directory (`ECAPTURE_CACHE_DIR`, else
@@ -31,6 +31,10 @@ enum Chore {
     Test(test::Options),
     /// Measure what capturing costs, and write tables and charts
     Bench(bench::Options),
+    /// Capture for a long time: a Markdown table of what was lost and what grew
+    Soak(soak::Options),
+    /// Look for input that breaks a parser
+    Fuzz(fuzz::Options),
     /// Install what the tests need, and nothing else
     Setup,
     /// Build the Go test binaries that the cache lacks, and print their directory
@@ -53,6 +57,8 @@ fn run(chore: Chore) -> Result<()> {
         Chore::Demo { duration } => demo::run(duration),
         Chore::Test(options) => test::run(&options),
         Chore::Bench(options) => bench::run(&options),
+        Chore::Soak(options) => soak::run(&options),
+        Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Setup => setup::ensure(Group::Test),
         Chore::Matrix => {
             println!("{}", matrix::ensure_all()?.display());

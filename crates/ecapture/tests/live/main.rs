@@ -7,19 +7,26 @@
 //! is ecapture and what it showed; a test compares the two.
 #![forbid(unsafe_code)]
 
+mod accounting;
 mod capture;
+mod connections;
 mod decryption;
+mod doctor;
 mod exact;
 mod exchange;
+mod faults;
 mod harmless;
 mod https;
 mod incomplete;
 mod inspect;
+mod kernel;
 mod keylog;
 mod keylog_file;
+mod list;
 mod output;
 mod payload;
 mod pcap;
+mod privileges;
 mod process;
 mod third_party;
 mod wireshark;
