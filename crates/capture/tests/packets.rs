@@ -19,6 +19,7 @@ use capture::{
 };
 use events::{PacketDirection, Record};
 use gobin::elf::Elf;
+use xtask::process::patient;
 
 /* ---- Programs: this executable, started again with a role ---- */
 
@@ -442,7 +443,7 @@ impl Collector {
 
 /// Waits until what was captured is what the witness saw of these ports, and says what it was.
 fn agree(witness: &mut Witness, collector: &mut Collector, ports: &[u16]) -> Vec<Captured> {
-    let deadline = Instant::now() + Duration::from_secs(3);
+    let deadline = Instant::now() + patient(Duration::from_secs(3));
     loop {
         let expected = counted(
             witness
@@ -618,7 +619,7 @@ fn client_is_told_apart(local: &str, kind: Option<HookKind>, after: bool) {
     let captured = {
         // Wait for the end of the last connection.
         let mut ports = Vec::new();
-        let deadline = Instant::now() + Duration::from_secs(3);
+        let deadline = Instant::now() + patient(Duration::from_secs(3));
         while Instant::now() < deadline && ports.len() < 3 + usize::from(opened_before) {
             ports = collector
                 .look()
@@ -705,7 +706,7 @@ fn server_is_told_apart(listen: &str, remote: &str, after: bool, multipath: bool
         client.tell(&format!("udp {remote}:{port}"));
     }
     // Fragments behind the first have no port that the witness could go by: leave them out.
-    let deadline = Instant::now() + Duration::from_secs(3);
+    let deadline = Instant::now() + patient(Duration::from_secs(3));
     let captured = loop {
         let whole = |packet: &&Vec<u8>| ports_of(packet).is_some();
         let expected = counted(
@@ -940,7 +941,7 @@ fn socket_that_a_target_inherits_is_its_own() {
     let stdout = BufReader::new(target.stdout.take().unwrap());
     assert!(stdout.lines().any(|line| line.unwrap() == "@ready"));
     // The listener is taken over within moments, not at once.
-    let deadline = Instant::now() + Duration::from_secs(3);
+    let deadline = Instant::now() + patient(Duration::from_secs(3));
     while collector.look().is_empty() && Instant::now() < deadline {
         client.tell(&format!("open 127.0.0.1:{port}"));
         client.tell("close");
@@ -984,7 +985,7 @@ fn vlan_tags_are_put_back() {
     untagged.drain(12..16);
     assert_eq!(send(&untagged), 60);
     assert_eq!(send(&packet), 64);
-    let deadline = Instant::now() + Duration::from_secs(3);
+    let deadline = Instant::now() + patient(Duration::from_secs(3));
     while collector.look().is_empty() && Instant::now() < deadline {}
     let found: Vec<_> = collector.look().iter().map(|found| &found.bytes).collect();
     assert_eq!(found, [&packet]);

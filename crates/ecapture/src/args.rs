@@ -32,6 +32,9 @@ pub(crate) enum Command {
     /// Show what is in a Go executable and where it can be probed
     #[command(before_help = INSPECT_EXAMPLES)]
     Inspect(InspectArgs),
+    /// Write man pages or shell completions, which packages of ecapture contain
+    #[command(subcommand, hide = true)]
+    Generate(Generated),
 }
 
 const GOTLS_EXAMPLES: &str = "\
@@ -131,6 +134,22 @@ pub(crate) struct InspectArgs {
     /// Text for people or JSON for scripts
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(crate) format: Format,
+}
+
+/// `ecapture generate`: made from this definition.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Generated {
+    /// Write a man page for each command
+    Man {
+        /// An existing directory for them
+        directory: PathBuf,
+    },
+    /// Print completions for bash
+    Bash,
+    /// Print completions for zsh
+    Zsh,
+    /// Print completions for fish
+    Fish,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

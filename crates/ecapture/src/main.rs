@@ -9,6 +9,7 @@
 mod args;
 mod consume;
 mod failure;
+mod generate;
 mod gotls;
 mod inspect;
 mod keylog_mode;
@@ -24,9 +25,11 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    capture::look_names_up_without_plugins();
     let result = match args::Args::parse().command {
         args::Command::Gotls(args) => gotls::run(&args),
         args::Command::Inspect(args) => inspect::run(&args),
+        args::Command::Generate(what) => generate::run(&what),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -35,6 +35,12 @@ pub fn cargo() -> Command {
 pub fn build_ecapture() -> Result<PathBuf> {
     eprintln!("building ecapture (cargo build --release)");
     run::visibly(cargo().args(["build", "--release", "--quiet", "--package", "ecapture"]))?;
+    Ok(target_dir().join("release/ecapture"))
+}
+
+/// Where cargo puts what it builds.
+#[must_use]
+pub fn target_dir() -> PathBuf {
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
-    Ok(workspace().join(target).join("release/ecapture"))
+    workspace().join(target)
 }

@@ -13,15 +13,18 @@
 
 #![forbid(unsafe_code)]
 
+pub mod arch;
 pub mod bench;
 pub mod big;
 pub mod cache;
 pub mod cargo;
 mod debian;
 pub mod demo;
+pub mod dist;
 pub mod matrix;
 pub mod process;
 pub mod run;
 pub mod setup;
+pub mod static_build;
 pub mod test;
 pub mod toolchain;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::setup::{self, Group};
-use xtask::{bench, demo, matrix, test};
+use xtask::{bench, demo, dist, matrix, test};
 
 /// The project's chores. Each does its own set-up: on Debian and Ubuntu it installs what is
 /// missing, Go toolchains go to a cache directory (`ECAPTURE_CACHE_DIR`, else
@@ -31,6 +31,8 @@ enum Chore {
     Test(test::Options),
     /// Measure what capturing costs: a Markdown table on standard output
     Bench(bench::Options),
+    /// Pack a statically linked ecapture for users: a tarball in target/dist
+    Dist(dist::Options),
     /// Install what the tests need, and nothing else
     Setup,
     /// Build the Go test binaries that the cache lacks, and print their directory
@@ -53,6 +55,7 @@ fn run(chore: Chore) -> Result<()> {
         Chore::Demo { duration } => demo::run(duration),
         Chore::Test(options) => test::run(&options),
         Chore::Bench(options) => bench::run(&options),
+        Chore::Dist(options) => dist::run(&options),
         Chore::Setup => setup::ensure(Group::Test),
         Chore::Matrix => {
             println!("{}", matrix::ensure_all()?.display());

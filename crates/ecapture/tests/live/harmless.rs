@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use xtask::matrix::{GoRelease, Variant};
+use xtask::process::patient;
 
 use crate::capture::{Capture, Signal};
 use crate::exchange::{LONG, Program};
@@ -91,7 +92,7 @@ fn the_code_is_as_before_once_the_capture_has_ended() -> Result<()> {
             let status = capture.end()?.status;
             assert_eq!(status.success(), signal == Signal::TERM, "{status}");
             // The kernel takes its time with what a killed process leaves.
-            let deadline = Instant::now() + Duration::from_secs(20);
+            let deadline = Instant::now() + patient(Duration::from_secs(20));
             while held.exist()? || !changed_code(target.pid(), &program.path())?.is_empty() {
                 ensure!(Instant::now() < deadline, "probes remain: {held:?}");
                 std::thread::sleep(Duration::from_millis(5));
@@ -261,7 +262,7 @@ fn a_target_that_dies_takes_nobody_along() -> Result<()> {
     drop(target); // killed
     let started = Instant::now();
     let captured = capture.finish()?;
-    assert!(started.elapsed() < LONG);
+    assert!(started.elapsed() < patient(LONG));
     assert!(captured.summary.events > 0);
     Ok(())
 }
