@@ -12,9 +12,9 @@ use clap::Args;
 
 use crate::arch::Arch;
 use crate::cargo::{target_dir, workspace};
-use crate::run;
 use crate::setup::{self, Group};
 use crate::static_build::StaticBuild;
+use crate::{cache, run};
 
 /// What to pack
 #[derive(Args, Clone, Debug, Default)]
@@ -50,6 +50,7 @@ pub fn run(options: &Options) -> Result<()> {
 /// Builds everything for `arch`: the path of `ecapture-VERSION-linux-ARCH.tar.gz`, beside which
 /// lies its checksum.
 pub fn tarball(arch: Arch) -> Result<PathBuf> {
+    let _lock = cache::Lock::take(Path::new("dist"))?;
     let executable = StaticBuild::new(arch)?.ecapture()?;
     // It tells its own command line, so it has to run here.
     let speaker = if arch == Arch::host()? {

@@ -28,3 +28,4 @@ pub mod setup;
 pub mod static_build;
 pub mod test;
 pub mod toolchain;
+pub mod vm;

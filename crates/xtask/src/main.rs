@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::setup::{self, Group};
-use xtask::{bench, demo, dist, matrix, test};
+use xtask::{bench, demo, dist, matrix, test, vm};
 
 /// The project's chores. Each does its own set-up: on Debian and Ubuntu it installs what is
 /// missing, Go toolchains go to a cache directory (`ECAPTURE_CACHE_DIR`, else
@@ -33,6 +33,8 @@ enum Chore {
     Bench(bench::Options),
     /// Pack a statically linked ecapture for users: a tarball in target/dist
     Dist(dist::Options),
+    /// Run the live tests on other kernels, in emulated virtual machines
+    Vm(vm::Options),
     /// Install what the tests need, and nothing else
     Setup,
     /// Build the Go test binaries that the cache lacks, and print their directory
@@ -56,6 +58,7 @@ fn run(chore: Chore) -> Result<()> {
         Chore::Test(options) => test::run(&options),
         Chore::Bench(options) => bench::run(&options),
         Chore::Dist(options) => dist::run(&options),
+        Chore::Vm(options) => vm::run(&options),
         Chore::Setup => setup::ensure(Group::Test),
         Chore::Matrix => {
             println!("{}", matrix::ensure_all()?.display());
