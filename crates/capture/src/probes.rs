@@ -11,7 +11,7 @@ use crate::load::{Repeat, load};
 use crate::process::{effective_user_can_trace, is_admin};
 use crate::skeleton::GotlsSkel;
 use crate::target::{has_label, target};
-use crate::{Error, Executable, Lack, Reader, libbpf_log};
+use crate::{Error, Executable, Reader, libbpf_log};
 
 /// Whose calls are captured; checked in the kernel, before anything is copied.
 #[derive(Clone, Copy, Debug, Default)]
@@ -126,19 +126,6 @@ impl Probes {
     /// How many instructions are probed.
     pub fn sites(&self) -> usize {
         self.links.len()
-    }
-
-    /// What the kernel lacks for these programs.
-    pub fn lacks(&self) -> Vec<Lack> {
-        let mut lacks = Vec::new();
-        if Repeat::of_this_kernel() == Repeat::ByWalking {
-            lacks.push(Lack::Loop);
-        }
-        let constants = self.skeleton.maps.rodata_data.as_deref();
-        if constants.is_some_and(|constants| constants.may_fault == 0) {
-            lacks.push(Lack::SleepableUprobes);
-        }
-        lacks
     }
 
     /// Takes all probes away. What is in the ring buffer stays there to be read.

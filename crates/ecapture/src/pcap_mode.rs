@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::mpsc;
 
 use capture::{
-    Counters, HookKind, InterfaceSelection, InterfaceStatistics, Lack, LinkType, PacketCapture,
-    Probes, Reader, monotonic_ns, realtime_offset_ns,
+    Counters, InterfaceSelection, InterfaceStatistics, LinkType, PacketCapture, Probes, Reader,
+    monotonic_ns, realtime_offset_ns,
 };
 use events::Record;
 use trace::{Interface, KeyLog, PacketSink, PcapngWriter, Section, Timestamp, escape_name};
@@ -83,14 +83,6 @@ impl Attached for PacketsAndKeys {
         let keys = self.keys.extent();
         let names = escape_name(names.join(", ").as_bytes()).into_owned();
         format!("{keys} for keys, packets on {names}")
-    }
-
-    fn lacks(&self) -> Vec<Lack> {
-        let mut lacks = self.keys.lacks();
-        if self.packets.hook_kind() == HookKind::Clsact {
-            lacks.push(Lack::Tcx);
-        }
-        lacks
     }
 
     fn detach(&mut self) {

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use capture::{Lack, Probes, Process, Reader};
+use capture::{Probes, Process, Reader};
 
 use crate::consume::{Destination, Outcome, Output, consume};
 use crate::failure::Failure;
@@ -24,9 +24,6 @@ pub(crate) trait Attached {
     /// How many probes, for people.
     fn extent(&self) -> String;
 
-    /// What the kernel lacks for it.
-    fn lacks(&self) -> Vec<Lack>;
-
     /// Takes everything away; what is in the ring buffers stays.
     fn detach(&mut self);
 }
@@ -39,10 +36,6 @@ impl Attached for Probes {
     fn extent(&self) -> String {
         let plural = if self.sites() == 1 { "" } else { "s" };
         format!("{} probe{plural}", self.sites())
-    }
-
-    fn lacks(&self) -> Vec<Lack> {
-        self.lacks()
     }
 
     fn detach(&mut self) {
@@ -78,9 +71,6 @@ impl Session<'_> {
         let readers = attached.readers()?;
         let stop = readers.first().map(Reader::stop_switch);
         self.log.say("attached");
-        for lack in attached.lacks() {
-            self.log.say(&format!("this kernel lacks {lack}"));
-        }
         eprintln!(
             "attached to {}: {}; Ctrl-C ends",
             self.description,

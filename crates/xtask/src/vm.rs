@@ -121,6 +121,15 @@ impl Condition {
         }
     }
 
+    /// What `ecapture doctor` has to say then.
+    const fn expected_fact(self) -> Option<&'static str> {
+        match self {
+            Self::Plain => None,
+            Self::NoBtf => Some("BTF not there"),
+            Self::Lockdown => Some("lockdown integrity"),
+        }
+    }
+
     /// Whether it is tested with a kernel without being asked for: once with the oldest kernel and
     /// once with the newest one says it all.
     fn is_usual(self, release: Release) -> bool {
@@ -145,16 +154,19 @@ pub fn run(options: &Options) -> Result<()> {
     let dir = target_dir().join("vm");
     fs::create_dir_all(&dir)?;
     let userland = userland::ensure(arch, options.update)?;
+    let kernels = releases
+        .iter()
+        .map(|&release| Ok((release, Kernel::ensure(release, arch, options.update)?)))
+        .collect::<Result<Vec<_>>>()?;
     let payload = Payload::build(arch, &dir.join(format!("payload-{arch}.ext4")))?;
 
     let mut reports = Vec::new();
-    for &release in releases {
-        let kernel = Kernel::ensure(release, arch, options.update)?;
-        for condition in conditions(options, release) {
+    for (release, kernel) in &kernels {
+        for condition in conditions(options, *release) {
             let name = format!("{}-{arch}-{}", release.name(), condition.name());
             let machine = Machine {
                 arch,
-                kernel: &kernel,
+                kernel,
                 disks: [&userland, payload.disk()],
                 command_line: command_line(options, condition),
                 log: dir.join(format!("{name}.log")),
@@ -166,12 +178,15 @@ pub fn run(options: &Options) -> Result<()> {
             let started = Instant::now();
             let outcome = machine.run(limit(options));
             let log = fs::read(&machine.log).unwrap_or_default();
-            let report = Report::new(
+            let mut report = Report::new(
                 &format!("{} {}", kernel.version(), condition.name()),
                 &String::from_utf8_lossy(&log),
                 outcome,
                 started.elapsed(),
             );
+            if let Some(fact) = condition.expected_fact() {
+                report.expect(fact);
+            }
             report.print_failures(&machine.log);
             reports.push(report);
         }

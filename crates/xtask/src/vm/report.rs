@@ -14,8 +14,8 @@ pub(super) struct Report {
     groups: BTreeMap<String, (usize, usize)>,
     /// Names of failed tests, with the reason.
     failed: Vec<(String, String)>,
-    /// What the kernel lacks, as ecapture says.
-    lacks: Vec<String>,
+    /// What the kernel has, and what it lacks, as `ecapture doctor` says.
+    kernel: Vec<String>,
     /// Why the log can't be trusted, or what the kernel itself complained of.
     troubles: Vec<String>,
     took: Duration,
@@ -28,7 +28,7 @@ impl Report {
             name: name.trim().to_owned(),
             groups: BTreeMap::new(),
             failed: Vec::new(),
-            lacks: Vec::new(),
+            kernel: Vec::new(),
             troubles: Vec::new(),
             took,
         };
@@ -42,8 +42,8 @@ impl Report {
             } else if let Some(fact) = line.strip_prefix("vm: ") {
                 if let Some(binary) = fact.strip_prefix("begin ") {
                     current = Some(binary);
-                } else if let Some(lack) = fact.strip_prefix("lacks ") {
-                    report.lacks.push(lack.to_owned());
+                } else if let Some(said) = fact.strip_prefix("doctor: ") {
+                    report.kernel.push(said.to_owned());
                 } else if let Some(end) = fact.strip_prefix("end ") {
                     report.check_end(end);
                     current = None;
@@ -64,6 +64,18 @@ impl Report {
             report.troubles.push("no test was run".into());
         }
         report
+    }
+
+    /// Demands that the kernel was set up as intended: a line of `ecapture doctor` begins like this.
+    pub(super) fn expect(&mut self, fact: &str) {
+        let found = self.kernel.iter().any(|line| {
+            let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+            words(line).starts_with(fact)
+        });
+        if !found {
+            self.troubles
+                .push(format!("the kernel should be one with: {fact}"));
+        }
     }
 
     /// Whether everything was run and passed.
@@ -155,13 +167,30 @@ pub(super) fn print_table(reports: &[Report]) {
         );
     }
     for report in reports {
-        for lack in &report.lacks {
-            println!("\n{}: lacks {lack}", report.name);
+        println!("\n{}, in ecapture's words:", report.name);
+        for line in report.kernel.iter().filter(|line| is_of_interest(line)) {
+            println!("    {line}");
         }
         for trouble in &report.troubles {
             println!("\n{}: {trouble}", report.name);
         }
     }
+}
+
+/// Whether a line of `ecapture doctor` tells kernels apart.
+fn is_of_interest(line: &str) -> bool {
+    const TOPICS: [&str; 9] = [
+        "uprobes",
+        "long calls",
+        "paged out",
+        "interfaces",
+        "BTF",
+        "lockdown",
+        "text",
+        "keylog",
+        "pcap",
+    ];
+    TOPICS.iter().any(|topic| line.starts_with(topic))
 }
 
 impl Report {
@@ -179,7 +208,8 @@ mod tests {
     use super::*;
 
     const LOG: &str = "\
-vm: lacks tcx (Linux 6.6): filters serve
+vm: doctor: BTF           there, not needed
+vm: doctor: limits        open files 9
 vm: begin live
 test exact::go_1_15::pie ... ok
 test keylog::one ... FAILED
@@ -206,7 +236,7 @@ vm: done 3.5 s
 
     #[test]
     fn tests_are_counted_in_their_groups() {
-        let report = report(LOG, Ok(()));
+        let mut report = report(LOG, Ok(()));
         assert_eq!(report.cell("exact"), "1 ok");
         assert_eq!(report.cell("keylog"), "1 ok, 1 FAILED");
         assert_eq!(report.cell("packets"), "1 ok");
@@ -215,9 +245,14 @@ vm: done 3.5 s
             report.failed,
             [("keylog::one".into(), "no such key".into())]
         );
-        assert_eq!(report.lacks, ["tcx (Linux 6.6): filters serve"]);
+        assert_eq!(report.kernel.len(), 2);
+        assert!(is_of_interest(&report.kernel[0]) && !is_of_interest(&report.kernel[1]));
         assert_eq!(report.troubles, [""; 0]);
         assert!(!report.passed());
+        report.expect("BTF there");
+        assert_eq!(report.troubles, [""; 0]);
+        report.expect("BTF not there");
+        assert_eq!(report.troubles.len(), 1);
     }
 
     #[test]
