@@ -14,10 +14,12 @@
 #include <linux/bpf.h>
 #include <stdbool.h>
 #include <bpf/bpf_helpers.h>
+#include "connection.h"
 #include "process.h"
 #include "record.h"
 #include "registers.h"
 #include "ring.h"
+#include "user_memory.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
@@ -29,6 +31,8 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 #define HANDSHAKE_SERVER_HELLO 2
 /* Offset of the data word of the interface tls.Conn.conn, the same in every Go version. */
 #define TLS_CONN_INNER_DATA 8
+/* The load bias is a multiple of this, whatever the kernel's page size. */
+#define SMALLEST_PAGE 4096
 /* One call may pass at most this many full records: 1 GiB. */
 #define PARTS_MAX 65536
 /* The same where the kernel has no bpf_loop (before 5.17), so that the verifier walks through every
@@ -51,59 +55,20 @@ const volatile struct target {
 	__u32 read_source;
 	__u32 read_length;
 	__u32 read_capacity;
+	/* Address as linked of the site in writeRecordLocked, and of the first one in Read. */
+	__u64 write_site;
+	__u64 read_site;
+	/* Offset of runtime.g's goid; 0: not known. */
+	__u32 goroutine_id;
 } target = {};
 
 /* Capture at most this many bytes of a call; 0: all. */
 const volatile __u64 capture_limit = 0;
-/* These programs are loaded as sleepable ones: memory that is paged out can be fetched. */
-const volatile __u8 may_fault = 0;
-
-struct connection_key {
-	__u64 conn;
-	__u64 pid;
-};
-
-struct stream {
-	/* Bytes and records so far. */
-	__u64 offset;
-	__u32 sequence;
-	__u32 reserved;
-};
-
-struct connection {
-	__u64 first_seen_ns;
-	/* The word that tells apart two tls.Conn which lived at the same address, one after the
-	 * other. */
-	__u64 inner;
-	struct stream streams[2];
-};
-
-/* Least recently used entries make room: a program need not close its connections. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 32768);
-	__type(key, struct connection_key);
-	__type(value, struct connection);
-} connections SEC(".maps");
-
 /* For user space, which compares the layouts of these types with its own. */
 struct data_record *unused_data_record __attribute__((unused));
 struct close_record *unused_close_record __attribute__((unused));
+struct connection_record *unused_connection_record __attribute__((unused));
 struct key_record *unused_key_record __attribute__((unused));
-
-/* Reads the target's memory. What the programs need is there nearly always; the fallback is for
- * memory that was paged out. */
-static __always_inline bool read_user(void *to, __u64 length, __u64 address)
-{
-	if (!bpf_probe_read_user(to, length, (void *)address))
-		return true;
-	return may_fault && !bpf_copy_from_user(to, length, (void *)address);
-}
-
-static __always_inline bool read_word(__u64 *word, __u64 address)
-{
-	return read_user(word, sizeof(*word), address);
-}
 
 /* The n-th word of a function's arguments, at its entry; n is a constant. */
 static __always_inline bool argument(const struct registers *registers, const int n, __u64 *word)
@@ -159,6 +124,7 @@ struct call {
 	__u64 captured;
 	/* Bytes before the part in hand. */
 	__u64 offset;
+	__u64 goroutine;
 };
 
 static __always_inline struct connection *find_connection(struct call *call)
@@ -174,19 +140,6 @@ static __always_inline struct connection *find_connection(struct call *call)
 		return connection;
 	bpf_map_update_elem(&connections, &key, &fresh, BPF_ANY);
 	return bpf_map_lookup_elem(&connections, &key);
-}
-
-static __always_inline void fill_header(struct record_header *header, const struct process *process,
-					__u64 time_ns, enum record_kind kind)
-{
-	header->time_ns = time_ns;
-	header->conn = 0;
-	header->first_seen_ns = 0;
-	header->pid = process->pid;
-	header->tid = process->tid;
-	bpf_get_current_comm(header->comm, sizeof(header->comm));
-	header->kind = kind;
-	__builtin_memset(header->reserved, 0, sizeof(header->reserved));
 }
 
 static __always_inline void fill_call_header(struct record_header *header, const struct call *call,
@@ -227,6 +180,7 @@ static __always_inline enum outcome send_in(const __u32 room, const struct call 
 	record->call_length = call->length;
 	record->call_offset = call->offset;
 	record->omitted = omitted;
+	record->goroutine = call->goroutine;
 	record->length = length;
 	record->sequence = call->connection->streams[call->direction].sequence;
 	record->direction = call->direction;
@@ -372,8 +326,31 @@ static __always_inline void send_call(struct call *call, const enum repeat repea
 	send_last_part(call);
 }
 
+/* The id of the goroutine whose runtime.g this is; 0: not known. */
+static __always_inline __u64 goroutine_id(__u64 g)
+{
+	__u64 id;
+
+	if (!target.goroutine_id || !g || !peek(&id, sizeof(id), g + target.goroutine_id))
+		return 0;
+	return id;
+}
+
+/* What leads from linked to actual addresses. `site` is the linked address of the first instruction
+ * that a program is attached to; the others are less than a page behind it. */
+static __always_inline __u64 load_bias(const struct registers *registers, __u64 site)
+{
+	return (registers->INSTRUCTION - site) & ~((__u64)SMALLEST_PAGE - 1);
+}
+
+/* Where a probe was hit. */
+struct hit {
+	__u64 g;
+	__u64 load_bias;
+};
+
 static __always_inline void capture(enum direction direction, __u64 conn, __u64 source,
-				    __u64 length, const enum repeat repeat)
+				    __u64 length, const struct hit *hit, const enum repeat repeat)
 {
 	struct call call = {
 		.conn = conn,
@@ -395,24 +372,30 @@ static __always_inline void capture(enum direction direction, __u64 conn, __u64 
 		count(&shared.lost_bytes, length);
 		return;
 	}
+	if (!call.connection->announced)
+		send_connection(conn, (__u64)call.process.pid << 32 | call.process.tid,
+				hit->load_bias, call.time_ns);
+	call.goroutine = goroutine_id(hit->g);
 	if (capture_limit && call.captured > capture_limit)
 		call.captured = capture_limit;
 	send_call(&call, repeat);
 }
 
-/* Forgets the connection at this address, if there is one, and says how far it got. */
-static __always_inline void end_connection(__u64 conn)
+/* Forgets the connection at this address, if there is one, and says how far it got, unless nothing
+ * of it was ever seen. */
+static __always_inline void end_connection(const struct process *process, __u64 conn,
+					   enum close_cause cause)
 {
-	struct call call = {.conn = conn};
-	struct connection_key key = {.conn = conn};
+	struct connection_key key = {.conn = conn, .pid = process->pid};
+	struct call call = {.conn = conn, .process = *process};
 	struct close_record *record;
 
-	if (!wanted_process(&call.process))
-		return;
-	key.pid = call.process.pid;
 	call.connection = bpf_map_lookup_elem(&connections, &key);
 	if (!call.connection)
 		return;
+	if (!call.connection->announced && !call.connection->streams[0].sequence &&
+	    !call.connection->streams[1].sequence)
+		goto forget;
 	call.time_ns = bpf_ktime_get_ns();
 	record = bpf_ringbuf_reserve(&ring, sizeof(*record), 0);
 	if (record) {
@@ -422,10 +405,13 @@ static __always_inline void end_connection(__u64 conn)
 				call.connection->streams[direction].offset;
 			record->sequence[direction] = call.connection->streams[direction].sequence;
 		}
+		record->cause = cause;
+		__builtin_memset(record->reserved, 0, sizeof(record->reserved));
 		bpf_ringbuf_submit(record, wakeup_flags());
 	} else {
 		count(&shared.lost_records, 1);
 	}
+forget:
 	bpf_map_delete_elem(&connections, &key);
 }
 
@@ -435,12 +421,23 @@ static __always_inline void end_connection(__u64 conn)
  * goes on as another connection.) */
 static __always_inline void begin_connection(__u64 conn, __u64 source)
 {
+	struct connection fresh = {.from_start = 1};
+	struct connection_key key = {.conn = conn};
+	struct process process = {};
 	__u8 type;
 
-	if (bpf_probe_read_user(&type, sizeof(type), (void *)source))
+	if (!peek(&type, sizeof(type), source))
 		return;
-	if (type == HANDSHAKE_CLIENT_HELLO || type == HANDSHAKE_SERVER_HELLO)
-		end_connection(conn);
+	if (type != HANDSHAKE_CLIENT_HELLO && type != HANDSHAKE_SERVER_HELLO)
+		return;
+	if (!wanted_process(&process))
+		return;
+	end_connection(&process, conn, CLOSE_DROPPED);
+	if (!read_word(&fresh.inner, conn + TLS_CONN_INNER_DATA))
+		return;
+	key.pid = process.pid;
+	fresh.first_seen_ns = bpf_ktime_get_ns();
+	bpf_map_update_elem(&connections, &key, &fresh, BPF_ANY);
 }
 
 #define BOTH_WAYS(name)                                                                            \
@@ -459,6 +456,10 @@ static __always_inline void begin_connection(__u64 conn, __u64 source)
 static __always_inline int write_record_with(const struct registers *registers,
 					     const enum repeat repeat)
 {
+	struct hit hit = {
+		.g = current_g(registers, target.stack_abi, target.write_at_stack_check),
+		.load_bias = load_bias(registers, target.write_site),
+	};
 	__u64 conn, type, source, length;
 
 	if (target.write_at_stack_check && stack_will_grow(registers))
@@ -474,7 +475,7 @@ static __always_inline int write_record_with(const struct registers *registers,
 	if (type == RECORD_TYPE_HANDSHAKE)
 		begin_connection(conn, source);
 	else
-		capture(DIRECTION_WRITE, conn, source, length, repeat);
+		capture(DIRECTION_WRITE, conn, source, length, &hit, repeat);
 	return 0;
 
 unknown:
@@ -489,6 +490,10 @@ BOTH_WAYS(write_record)
 static __always_inline int read_copy_with(const struct registers *registers,
 					  const enum repeat repeat)
 {
+	struct hit hit = {
+		.g = current_g(registers, target.stack_abi, false),
+		.load_bias = load_bias(registers, target.read_site),
+	};
 	__u64 conn, source, length;
 
 	if (target.stack_abi) {
@@ -501,7 +506,7 @@ static __always_inline int read_copy_with(const struct registers *registers,
 	}
 	if (!read_word(&conn, registers->sp + target.read_receiver))
 		goto unknown;
-	capture(DIRECTION_READ, conn, source, length, repeat);
+	capture(DIRECTION_READ, conn, source, length, &hit, repeat);
 	return 0;
 
 unknown:
@@ -516,6 +521,10 @@ BOTH_WAYS(read_copy)
 static __always_inline int read_return_with(const struct registers *registers,
 					    const enum repeat repeat)
 {
+	struct hit hit = {
+		.g = current_g(registers, target.stack_abi, false),
+		.load_bias = load_bias(registers, target.read_site),
+	};
 	__u64 conn, source, length, capacity;
 
 	if (target.stack_abi) {
@@ -530,7 +539,7 @@ static __always_inline int read_return_with(const struct registers *registers,
 	    !read_word(&source, registers->sp + target.read_source) ||
 	    !read_word(&capacity, registers->sp + target.read_capacity) || length > capacity)
 		goto unknown;
-	capture(DIRECTION_READ, conn, source, length, repeat);
+	capture(DIRECTION_READ, conn, source, length, &hit, repeat);
 	return 0;
 
 unknown:
@@ -544,12 +553,13 @@ BOTH_WAYS(read_return)
 SEC("uprobe")
 int close_conn(struct registers *registers)
 {
+	struct process process = {};
 	__u64 conn;
 
 	if (target.close_at_stack_check && stack_will_grow(registers))
 		return 0;
-	if (argument(registers, 0, &conn))
-		end_connection(conn);
+	if (argument(registers, 0, &conn) && wanted_process(&process))
+		end_connection(&process, conn, CLOSE_CALLED);
 	return 0;
 }
 

@@ -28,6 +28,23 @@ struct registers {
 #define ARGUMENT_6 r9
 #define ARGUMENT_7 r10
 
+#define INSTRUCTION ip
+
+/* The goroutine's runtime.g, in the register ABI at any time; in the stack ABI it is at hand at the
+ * jump of a stack check, which has just loaded it from thread-local storage. 0: not at hand. */
+static __always_inline __u64 current_g(const struct registers *registers, bool stack_abi,
+				       bool at_stack_check)
+{
+	__u64 r14 = registers->r14, cx = registers->cx;
+
+	/* The compiler would choose between their addresses, and verifiers refuse to load from the
+	 * context at an address that is not constant. */
+	asm volatile("" : "+r"(r14), "+r"(cx));
+	if (!stack_abi)
+		return r14;
+	return at_stack_check ? cx : 0;
+}
+
 #define X86_CARRY (1 << 0)
 #define X86_ZERO  (1 << 6)
 
@@ -53,6 +70,17 @@ struct registers {
 #define ARGUMENT_5 x5
 #define ARGUMENT_6 x6
 #define ARGUMENT_7 x7
+
+#define INSTRUCTION pc
+
+/* The goroutine's runtime.g. */
+static __always_inline __u64 current_g(const struct registers *registers, bool stack_abi,
+				       bool at_stack_check)
+{
+	(void)stack_abi;
+	(void)at_stack_check;
+	return registers->x28;
+}
 
 #define ARM64_CARRY (1 << 29)
 #define ARM64_ZERO  (1 << 30)

@@ -20,6 +20,11 @@ pub(crate) fn open_root() -> Result<File, Error> {
     File::open(&path).map_err(|source| Error::Open { path, source })
 }
 
+/// Where that is mounted, if it is.
+pub(crate) fn root() -> Option<PathBuf> {
+    find(&fs::read("/proc/self/mountinfo").ok()?)
+}
+
 /// The mount point of a `cgroup2` filesystem that shows most of the hierarchy: proc(5), "mountinfo".
 fn find(mounts: &[u8]) -> Option<PathBuf> {
     mounts

@@ -1,7 +1,7 @@
 //! An executable file, opened once: what is analysed is what is probed, even if the path leads
 //! somewhere else by then.
 
-use std::fs::{File, FileType};
+use std::fs::{File, FileType, Metadata};
 use std::io;
 use std::ops::Deref;
 use std::os::fd::AsRawFd;
@@ -19,6 +19,15 @@ pub struct Identity {
     pub device: u64,
     /// Inode number.
     pub inode: u64,
+}
+
+impl Identity {
+    pub(crate) fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        }
+    }
 }
 
 /// An open executable file.
@@ -75,10 +84,7 @@ impl Executable {
         Ok(Ok(Self {
             name: name.into(),
             file,
-            identity: Identity {
-                device: metadata.dev(),
-                inode: metadata.ino(),
-            },
+            identity: Identity::of(&metadata),
         }))
     }
 

@@ -121,5 +121,7 @@ fn load(name: &CStr, instructions: &[bpf_insn]) -> Result<OwnedFd, Error> {
     })
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod test_run;
 #[cfg(test)]
 mod tests;

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use crate::Process;
 use crate::ring::Ring;
 use crate::sockets::Ownership;
+use crate::{Process, privileges};
 
 /// When to look again, after a process was first seen.
 const LOOK_AGAIN: [Duration; 4] = [
@@ -116,6 +116,8 @@ fn follow(
     mut waiting: Waiting,
     ownership: &Ownership,
 ) {
+    // If we keep more than that, nothing is lost but caution.
+    let _ = privileges::keep_only(Ownership::privileges());
     loop {
         let timeout = waiting.next().map(|time| {
             let time = time.saturating_duration_since(Instant::now());

@@ -15,6 +15,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use libbpf_rs::libbpf_sys;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::thread::CapabilitySet;
 
 use crate::error::kernel_release;
 use crate::tc_filters::{self, TcFilter};
@@ -102,6 +103,18 @@ impl Hooks {
         } else {
             HookKind::Tcx
         }
+    }
+
+    /// What [`Self::detach`] needs: links go with their descriptors, filters have to be removed.
+    pub(crate) fn privileges_to_detach(&self) -> CapabilitySet {
+        let mut needed = CapabilitySet::empty();
+        if self.kind() == HookKind::Clsact {
+            needed |= CapabilitySet::NET_ADMIN;
+            if !self.namespace.is_ours() {
+                needed |= CapabilitySet::SYS_ADMIN; // to enter it
+            }
+        }
+        needed
     }
 
     /// Takes everything away.

@@ -39,12 +39,38 @@ same_layout!(
     call_length,
     call_offset,
     omitted,
+    goroutine,
     length,
     sequence,
     direction,
     missing
 );
-same_layout!(close_record, CloseRecord, header, stream_length, sequence);
+same_layout!(
+    close_record,
+    CloseRecord,
+    header,
+    stream_length,
+    sequence,
+    cause
+);
+same_layout!(address, Address, family, length, zone_length, port, bytes);
+same_layout!(
+    connection_record,
+    ConnectionRecord,
+    header,
+    fd,
+    version,
+    cipher_suite,
+    role,
+    resumed,
+    from_start,
+    server_name_length,
+    protocol_length,
+    local,
+    remote,
+    server_name,
+    protocol
+);
 same_layout!(
     key_record,
     KeyRecord,

@@ -24,26 +24,36 @@ mod load;
 mod names;
 mod network_namespace;
 mod packets;
+mod privileges;
 mod probes;
 mod process;
+mod processes;
 mod reader;
+mod rehearsal;
 mod ring;
 mod sockets;
 mod target;
 mod tc_filters;
 mod translate;
+mod uprobes;
 
 pub use clock::{monotonic_ns, realtime_offset_ns};
 pub use error::{Error, operating_system};
 pub use executable::{Executable, Identity, MappedFile};
+#[cfg(fuzzing)]
+pub use filter::test_run::verdicts;
 pub use interfaces::{Interface, InterfaceSelection, LinkType};
 pub use libbpf_log::set_debug;
 pub use names::look_names_up_without_plugins;
 pub use network_namespace::NetworkNamespace;
 pub use packets::{HookKind, InterfaceStatistics, PacketCapture, PacketOptions, PacketTarget};
+pub use privileges::{effective_user_can_trace, give_up_privileges};
 pub use probes::{Filters, Options, Probes, Wanted};
-pub use process::{Process, effective_user_can_trace};
+pub use process::Process;
+pub use processes::{ProcessInfo, environment_variable, running};
 pub use reader::{Counters, Reader, StopSwitch, Stopped};
+pub use rehearsal::{Host, UprobeSupport, rehearse_packets, rehearse_uprobes};
+pub use uprobes::UprobeKind;
 
 /// The packet programs, likewise.
 #[allow(

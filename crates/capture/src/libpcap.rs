@@ -108,7 +108,7 @@ mod without_dbus {
 }
 
 /// libpcap's own interpreter, which the tests compare with.
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn interpret(program: &[Instruction], packet: &[u8]) -> bool {
     // SAFETY: As in pcap/bpf.h.
     unsafe extern "C" {

@@ -4,11 +4,13 @@ use std::io;
 use std::mem::MaybeUninit;
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{OpenObject, libbpf_sys};
+use libbpf_rs::{MapCore, MapFlags, OpenObject, libbpf_sys};
 
 use crate::error::kernel_release;
 use crate::process::pid_namespace;
 use crate::skeleton::{GotlsSkel, GotlsSkelBuilder, OpenGotlsSkel, types};
+use crate::target::Target;
+use crate::uprobes::UprobeKind;
 use crate::{Error, Options, libbpf_log};
 
 /// How the programs repeat something (gotls.bpf.c, enum repeat).
@@ -39,11 +41,22 @@ impl Repeat {
     }
 }
 
+impl Repeat {
+    /// The most bytes of one call that can be copied (gotls.bpf.c, PARTS_MAX and PARTS_MAX_WALKED).
+    pub(crate) fn call_bytes_max(self) -> u64 {
+        match self {
+            Self::ByHelper => 1 << 30,
+            Self::ByWalking => 1 << 20,
+        }
+    }
+}
+
 /// Loads the programs with these names, which is all that the verifier has to look at: its work is most
 /// of the start.
 pub(crate) fn load(
-    target: &types::target,
+    target: &Target,
     programs: &[&str],
+    kind: UprobeKind,
     options: &Options,
     ring_bytes: u32,
 ) -> Result<GotlsSkel<'static>, Error> {
@@ -55,11 +68,18 @@ pub(crate) fn load(
             for mut program in open.open_object_mut().progs_mut() {
                 let wanted = programs.iter().any(|&name| program.name() == name);
                 program.set_autoload(wanted);
+                kind.prepare(&mut program);
                 if sleepable {
                     program.set_flags(libbpf_sys::BPF_F_SLEEPABLE);
                 }
             }
-            open.load()
+            let skeleton = open.load()?;
+            for (descriptor, known) in &target.dynamic_types {
+                let value = [known.role.to_ne_bytes(), known.offset.to_ne_bytes()].concat();
+                let map = &skeleton.maps.dynamic_types;
+                map.update(&descriptor.to_ne_bytes(), &value, MapFlags::ANY)?;
+            }
+            Ok(skeleton)
         })
     };
     // Linux has sleepable uprobe programs since 6.0. Trying is the only way to know.
@@ -78,13 +98,14 @@ fn open() -> libbpf_rs::Result<OpenGotlsSkel<'static>> {
 
 fn configure(
     open: &mut OpenGotlsSkel<'static>,
-    target: &types::target,
+    target: &Target,
     options: &Options,
     ring_bytes: u32,
 ) -> libbpf_rs::Result<()> {
     open.maps.ring.set_max_entries(ring_bytes)?;
     let rodata = rodata(open)?;
-    rodata.target = *target;
+    rodata.target = target.arguments;
+    rodata.layout = target.layout;
     rodata.filter_pid = options.filters.pid.unwrap_or(0);
     rodata.filter_by_uid = options.filters.uid.is_some().into();
     rodata.filter_uid = options.filters.uid.unwrap_or(0);

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use gobin::FileOffset;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, MapMut, OpenObject, ProgramMut, UprobeOpts};
+use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, MapMut, OpenObject, ProgramMut};
 use memmap2::MmapOptions;
 
 use crate::cgroup;
@@ -17,10 +17,13 @@ use crate::follower::Follower;
 use crate::hooks::{Attachment, Hooks};
 use crate::load::load_error;
 use crate::packet_skeleton::{OpenPacketsSkel, PacketsSkel, PacketsSkelBuilder, types};
+use crate::privileges::{self, effective_user_can_capture_packets};
 use crate::probes::ring_bytes;
-use crate::process::{effective_user_can_trace, pid_namespace};
-use crate::sockets::{self, Ownership};
+use crate::process::pid_namespace;
+use crate::processes;
+use crate::sockets::Ownership;
 use crate::translate::Hook;
+use crate::uprobes::{UprobeKind, drop_at_once};
 use crate::{
     Error, Executable, Filters, Interface, InterfaceSelection, LinkType, NetworkNamespace, Process,
     Reader, interfaces, libbpf_log,
@@ -59,6 +62,8 @@ pub struct PacketOptions {
     pub filters: Filters,
     /// How to attach to interfaces; `None`: as the kernel can do it best.
     pub hooks: Option<HookKind>,
+    /// How to attach uprobes; `None`: as the kernel can do it best.
+    pub uprobes: Option<UprobeKind>,
 }
 
 impl Default for PacketOptions {
@@ -72,6 +77,7 @@ impl Default for PacketOptions {
             ring_kib: 16 * 1024,
             filters: Filters::default(),
             hooks: None,
+            uprobes: None,
         }
     }
 }
@@ -79,6 +85,11 @@ impl Default for PacketOptions {
 impl PacketOptions {
     /// The most bytes of a packet: what readers of capture files accept (record.h, PACKET_MAX).
     pub const SNAPLEN_MAX: u32 = 262_144;
+
+    /// Processes that start are watched for whichever they are.
+    fn uprobe_kind(&self) -> UprobeKind {
+        self.uprobes.unwrap_or_else(|| UprobeKind::best(false))
+    }
 }
 
 /// What passed an interface.
@@ -159,11 +170,12 @@ impl PacketCapture {
             .map(|name| format!("{name}: left out, it is neither Ethernet nor plain IP"))
             .collect();
         let compiled = compile(filter, snaplen, options, &mut interfaces, &mut warnings)?;
-        effective_user_can_trace()?;
+        effective_user_can_capture_packets()?;
 
-        let skeleton = load(&interfaces, options, snaplen, ring_bytes)?;
+        let kind = options.uprobe_kind();
+        let skeleton = load(&interfaces, options, kind, snaplen, ring_bytes)?;
         let mut links = Vec::new();
-        let follower = own_sockets(&skeleton, target, options, &mut links, &mut warnings)?;
+        let follower = own_sockets(&skeleton, target, options, kind, &mut links, &mut warnings)?;
         enter_interfaces(&skeleton, &interfaces)?;
         let hooks = attach_hooks(&skeleton, &interfaces, &compiled, options)?;
         Ok(Self {
@@ -221,12 +233,18 @@ impl PacketCapture {
             .collect()
     }
 
+    /// Gives up the privileges of the calling thread, except for those that detaching and the
+    /// statistics need.
+    pub fn give_up_privileges(&self) -> Result<(), Error> {
+        privileges::keep_only(privileges::for_maps() | self.hooks.privileges_to_detach())
+    }
+
     /// Takes all programs away. What is in the ring buffer stays there to be read, and the
     /// statistics stay as they are.
     pub fn detach(&mut self) {
         self.hooks.detach();
         self.follower = None;
-        self.links.clear();
+        drop_at_once(&mut self.links);
     }
 }
 
@@ -321,6 +339,7 @@ impl PacketProgram {
 fn load(
     interfaces: &[Interface],
     options: &PacketOptions,
+    kind: UprobeKind,
     snaplen: u32,
     ring_bytes: u32,
 ) -> Result<PacketsSkel<'static>, Error> {
@@ -330,6 +349,7 @@ fn load(
             Box::leak(Box::new(MaybeUninit::uninit()));
         let mut open = PacketsSkelBuilder::default().open(storage)?;
         configure(&mut open, interfaces, options, snaplen, ring_bytes)?;
+        kind.prepare(&mut open.progs.start_target);
         open.load()
     });
     result.map_err(|error| {
@@ -404,6 +424,7 @@ fn own_sockets(
     skeleton: &PacketsSkel<'static>,
     target: Option<PacketTarget<'_>>,
     options: &PacketOptions,
+    kind: UprobeKind,
     links: &mut Vec<Link>,
     warnings: &mut Vec<String>,
 ) -> Result<Option<Follower>, Error> {
@@ -428,7 +449,7 @@ fn own_sockets(
     };
     let filters = options.filters;
     let running = if options.all_packets {
-        sockets::running(None, None)?
+        processes::running_file(None, None)?
     } else {
         let raw_tracepoint = |program: &ProgramMut<'static>, name: &str| {
             let attach = || program.attach_raw_tracepoint(name);
@@ -447,23 +468,24 @@ fn own_sockets(
         if let Some(target) = target {
             let path = target.executable.descriptor_path();
             let place = format!("the entry point at file offset {}", target.entry);
-            let offset = target.entry.0 as usize;
-            let attach = || {
-                let options = UprobeOpts::default();
-                programs
-                    .start_target
-                    .attach_uprobe_with_opts(-1, &path, offset, options)
-            };
-            links.push(attach_link(&place, attach)?);
+            let attach = || kind.attach(&programs.start_target, None, &path, &[target.entry]);
+            links.extend(attach_link(&place, attach)?);
         }
         match (filters.pid, target) {
             (Some(pid), _) => {
                 let uid = filters.uid;
-                let wanted = uid.is_none_or(|uid| sockets::real_user(pid) == Some(uid));
+                let wanted = uid.is_none_or(|uid| processes::real_user(pid) == Some(uid));
                 wanted.then_some(pid).into_iter().collect()
             }
             (None, Some(target)) => {
-                sockets::running(Some(target.executable.identity()), filters.uid)?
+                if filters.uid.is_none() && !privileges::can_look_at_any_process() {
+                    warnings.push(
+                        "packets of other users' processes that run already will be missing: that \
+                         takes root, or CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+                            .into(),
+                    );
+                }
+                processes::running_file(Some(target.executable.identity()), filters.uid)?
             }
             (None, None) => Vec::new(),
         }
@@ -577,10 +599,7 @@ fn attach_hooks(
     Hooks::attach(&options.network_namespace, &attachments, options.hooks)
 }
 
-fn attach_link(
-    place: &str,
-    attach: impl FnOnce() -> libbpf_rs::Result<Link>,
-) -> Result<Link, Error> {
+fn attach_link<L>(place: &str, attach: impl FnOnce() -> libbpf_rs::Result<L>) -> Result<L, Error> {
     let (link, log) = libbpf_log::listen(attach);
     link.map_err(|error| match error.kind() {
         libbpf_rs::ErrorKind::PermissionDenied => Error::MissingCapabilities {

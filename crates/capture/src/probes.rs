@@ -1,16 +1,20 @@
 //! From a plan to attached uprobes.
 
 use std::os::fd::AsFd;
+use std::path::Path;
 
-use gobin::{Arch, CRYPTO_TLS, EntryProbe, Function, KeyPlan, ProbePlan, ReadProbe, Site};
+use gobin::{
+    Arch, CRYPTO_TLS, EntryProbe, FileOffset, Function, KeyPlan, ProbePlan, ReadProbe, Site,
+};
+use libbpf_rs::Link;
 use libbpf_rs::skel::Skel;
-use libbpf_rs::{Link, UprobeOpts};
 
 use crate::error::kernel_release;
 use crate::load::{Repeat, load};
-use crate::process::{effective_user_can_trace, is_admin};
+use crate::privileges::{effective_user_can_trace, give_up_privileges, is_admin};
 use crate::skeleton::GotlsSkel;
 use crate::target::{has_label, target};
+use crate::uprobes::{UprobeKind, drop_at_once};
 use crate::{Error, Executable, Reader, libbpf_log};
 
 /// Whose calls are captured; checked in the kernel, before anything is copied.
@@ -49,6 +53,8 @@ pub struct Options {
     pub bytes_per_call: Option<u64>,
     /// Size of the ring buffer in KiB; rounded up to what the kernel takes, a power of two.
     pub ring_kib: u64,
+    /// How to attach uprobes; `None`: as the kernel can do it best.
+    pub uprobes: Option<UprobeKind>,
 }
 
 impl Options {
@@ -77,13 +83,16 @@ pub struct Probes {
     // Detached before the programs are unloaded.
     links: Vec<Link>,
     skeleton: GotlsSkel<'static>,
+    kind: UprobeKind,
+    sites: usize,
     ring_bytes: u32,
 }
 
 impl std::fmt::Debug for Probes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Probes")
-            .field("sites", &self.links.len())
+            .field("sites", &self.sites)
+            .field("kind", &self.kind)
             .field("ring_bytes", &self.ring_bytes)
             .finish_non_exhaustive()
     }
@@ -102,15 +111,20 @@ impl Probes {
         let ring_bytes = options.ring_bytes()?;
         effective_user_can_trace()?;
 
-        let sites = sites(wanted, Repeat::of_this_kernel());
-        let programs: Vec<_> = sites.iter().map(|&(program, ..)| program).collect();
-        let skeleton = load(&target, &programs, options, ring_bytes)?;
+        let pid = options.filters.pid;
+        let best = || UprobeKind::best(pid.is_some());
+        let kind = options.uprobes.unwrap_or_else(best);
+        let placements = placements(wanted, Repeat::of_this_kernel());
+        let programs: Vec<_> = placements.iter().map(|placed| placed.program).collect();
+        let skeleton = load(&target, &programs, kind, options, ring_bytes)?;
         let mut probes = Self {
             links: Vec::new(),
             skeleton,
+            kind,
+            sites: 0,
             ring_bytes,
         };
-        probes.attach_all(executable, &sites, options.filters.pid)?;
+        probes.attach_all(executable, &placements, pid)?;
         Ok(probes)
     }
 
@@ -125,39 +139,47 @@ impl Probes {
 
     /// How many instructions are probed.
     pub fn sites(&self) -> usize {
-        self.links.len()
+        self.sites
+    }
+
+    /// How they are probed.
+    pub fn kind(&self) -> UprobeKind {
+        self.kind
+    }
+
+    /// Gives up all privileges of the calling thread: reading and detaching need none.
+    pub fn give_up_privileges(&self) -> Result<(), Error> {
+        give_up_privileges()
     }
 
     /// Takes all probes away. What is in the ring buffer stays there to be read.
     pub fn detach(&mut self) {
-        self.links.clear();
+        drop_at_once(&mut self.links);
     }
 
     fn attach_all(
         &mut self,
         executable: &Executable,
-        sites: &[(&str, Function, &Site)],
+        placements: &[Placement<'_>],
         pid: Option<u32>,
     ) -> Result<(), Error> {
         let path = executable.descriptor_path();
-        // libbpf: -1 stands for all processes. The pid was found by pidfd_open, so it fits.
-        let pid = pid.map_or(-1, |pid| pid as i32);
-        for &(name, function, site) in sites {
+        for placed in placements {
+            let name = placed.program;
             let mut programs = self.skeleton.object_mut().progs_mut();
             let program = programs.find(|program| program.name() == name);
             let program = program.ok_or_else(|| Error::Load {
                 reason: format!("the object has no program {name}"),
             })?;
-            let (link, log) = libbpf_log::listen(|| {
-                program.attach_uprobe_with_opts(
-                    pid,
-                    &path,
-                    site.offset.0 as usize,
-                    UprobeOpts::default(),
-                )
-            });
-            let link = link.map_err(|error| attach_error(function, site, &error, &log))?;
-            self.links.push(link);
+            let offsets: Vec<_> = placed.sites.iter().map(|site| site.offset).collect();
+            let (links, log) =
+                libbpf_log::listen(|| self.kind.attach(&program, pid, &path, &offsets));
+            let links = links.map_err(|error| {
+                let function = placed.function.symbol(CRYPTO_TLS);
+                attach_error(function, offsets[0], self.kind, &error, &log)
+            })?;
+            self.links.extend(links);
+            self.sites += placed.sites.len();
         }
         Ok(())
     }
@@ -179,51 +201,71 @@ fn check_architecture(executable: Arch) -> Result<(), Error> {
     }
 }
 
-/// The programs by name and where they go, in the order of attaching.
-fn sites(wanted: Wanted<'_>, repeat: Repeat) -> Vec<(&'static str, Function, &Site)> {
+/// A program, by name, and where it goes.
+#[derive(Debug)]
+struct Placement<'a> {
+    program: &'static str,
+    function: Function,
+    sites: &'a [Site],
+}
+
+/// All of them, in the order of attaching.
+fn placements(wanted: Wanted<'_>, repeat: Repeat) -> Vec<Placement<'_>> {
     let pick = |by_helper, by_walking| match repeat {
         Repeat::ByHelper => by_helper,
         Repeat::ByWalking => by_walking,
     };
-    let mut sites = Vec::new();
-    let mut entry = |program, function, probe| {
+    let mut placements = Vec::new();
+    let mut place = |program, function, sites| {
+        placements.push(Placement {
+            program,
+            function,
+            sites,
+        });
+    };
+    let of = |probe| -> &[Site] {
         let probe: &Result<EntryProbe, gobin::Error> = probe;
-        if let Ok(probe) = probe {
-            sites.push((program, function, &probe.site));
-        }
+        probe
+            .as_ref()
+            .map_or(&[], |probe| std::slice::from_ref(&probe.site))
     };
     match wanted {
         Wanted::Plaintext(plan) => {
             // Close goes first, so that no connection is seen to begin whose end is missed.
-            entry("close_conn", Function::Close, &plan.close);
+            place("close_conn", Function::Close, of(&plan.close));
             let read = match &plan.read {
                 ReadProbe::Copy { .. } => pick("read_copy", "read_copy_walked"),
                 ReadProbe::Returns { .. } => pick("read_return", "read_return_walked"),
             };
-            sites.extend(
-                plan.read
-                    .sites()
-                    .iter()
-                    .map(|site| (read, Function::Read, site)),
-            );
+            place(read, Function::Read, plan.read.sites());
             let write = pick("write_record", "write_record_walked");
-            sites.push((write, Function::WriteRecordLocked, &plan.write.site));
+            let sites = std::slice::from_ref(&plan.write.site);
+            place(write, Function::WriteRecordLocked, sites);
         }
         Wanted::Keys(plan) => {
             let key_log = match &plan.key_log {
                 Ok(probe) if has_label(probe) => "write_key_log",
                 _ => "write_key_log_unlabelled",
             };
-            entry(key_log, Function::WriteKeyLog, &plan.key_log);
+            place(key_log, Function::WriteKeyLog, of(&plan.key_log));
             let function = Function::KeysFromMasterSecret;
-            entry("master_secret", function, &plan.master_secret);
+            place("master_secret", function, of(&plan.master_secret));
         }
     }
-    sites
+    placements.retain(|placed| !placed.sites.is_empty());
+    placements
 }
 
-fn attach_error(function: Function, site: &Site, error: &libbpf_rs::Error, log: &str) -> Error {
-    if !std::path::Path::new("/sys/bus/event_source/devices/uprobe/type").exists() {
+/// Says why an instruction could not be probed.
+pub(crate) fn attach_error(
+    function: String,
+    offset: FileOffset,
+    kind: UprobeKind,
+    error: &libbpf_rs::Error,
+    log: &str,
+) -> Error {
+    let perf_uprobes = Path::new("/sys/bus/event_source/devices/uprobe/type");
+    if kind == UprobeKind::Perf && !perf_uprobes.exists() {
         return Error::Unsupported {
             feature: "uprobes",
             kernel: kernel_release(),
@@ -244,8 +286,8 @@ fn attach_error(function: Function, site: &Site, error: &libbpf_rs::Error, log: 
         None => error.to_string(),
     };
     Error::Attach {
-        function: function.symbol(CRYPTO_TLS),
-        offset: site.offset,
+        function,
+        offset,
         reason,
     }
 }

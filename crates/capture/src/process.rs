@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::Error;
 
@@ -69,44 +68,6 @@ impl AsFd for Process {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
-}
-
-/// Checks the capabilities that loading and attaching need: CAP_SYS_ADMIN, or CAP_BPF with
-/// CAP_PERFMON (Linux 5.8 and newer).
-pub fn effective_user_can_trace() -> Result<(), Error> {
-    let Ok(held) = capabilities(None) else {
-        return Ok(()); // We can't tell; the kernel will.
-    };
-    let held = held.effective;
-    let wanted = [
-        (CapabilitySet::BPF, "CAP_BPF"),
-        (CapabilitySet::PERFMON, "CAP_PERFMON"),
-    ];
-    if held.contains(CapabilitySet::SYS_ADMIN) {
-        return Ok(());
-    }
-    let missing: Vec<_> = wanted
-        .iter()
-        .filter(|(capability, _)| !held.contains(*capability))
-        .map(|&(_, name)| name)
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    Err(Error::MissingCapabilities {
-        what: "load and attach eBPF programs",
-        missing: format!(
-            "CAP_SYS_ADMIN, or before Linux 6.16 {}",
-            missing.join(" and ")
-        ),
-    })
-}
-
-/// Whether we hold CAP_SYS_ADMIN; true if we can't tell.
-pub(crate) fn is_admin() -> bool {
-    capabilities(None).map_or(true, |held| {
-        held.effective.contains(CapabilitySet::SYS_ADMIN)
-    })
 }
 
 /// Device and inode of our pid namespace, or `None` in the initial one.

@@ -12,9 +12,10 @@ use memmap2::MmapRaw;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, ipproto, sockopt};
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
+use rustix::thread::CapabilitySet;
 
 use crate::packet_skeleton::types;
-use crate::{Error, Identity, Process};
+use crate::{Error, Process, privileges};
 
 /// The maps of the packet programs that say who owns what.
 #[derive(Debug)]
@@ -27,6 +28,12 @@ pub(crate) struct Ownership {
 }
 
 impl Ownership {
+    /// What it takes to look after the sockets of processes, be they another user's: to list them
+    /// (`/proc/PID/fd` is its owner's), to take them over, and to enter their owner.
+    pub(crate) fn privileges() -> CapabilitySet {
+        CapabilitySet::SYS_PTRACE | CapabilitySet::DAC_READ_SEARCH | privileges::for_maps()
+    }
+
     /// Makes a process a target: the sockets that it makes from now on are its own.
     pub(crate) fn add_target(&self, pid: u32) -> Result<(), Error> {
         self.targets
@@ -40,16 +47,19 @@ impl Ownership {
     /// Enters the process as the owner of its sockets, and returns of how many it was not known.
     pub(crate) fn adopt_sockets(&self, process: &Process) -> Result<usize, Error> {
         let pid = process.pid();
-        let failed = |what: &'static str| {
+        let failed_without = |missing: &'static str, what: &'static str| {
             move |source: io::Error| match source.kind() {
                 io::ErrorKind::NotFound => Error::NoSuchProcess { pid },
                 io::ErrorKind::PermissionDenied => Error::MissingCapabilities {
                     what: "take over the sockets that a process has",
-                    missing: "CAP_SYS_PTRACE".into(),
+                    missing: missing.into(),
                 },
                 _ => Error::Process { pid, what, source },
             }
         };
+        let failed = |what| failed_without("CAP_SYS_PTRACE", what);
+        // The directory is its owner's alone.
+        let not_listed = || failed_without("CAP_DAC_READ_SEARCH", "listing its sockets");
         let mut owner = types::packet_process {
             pid,
             ..Default::default()
@@ -61,8 +71,8 @@ impl Ownership {
 
         let mut adopted = 0;
         let directory = format!("/proc/{pid}/fd");
-        for entry in fs::read_dir(&directory).map_err(failed("listing its sockets"))? {
-            let entry = entry.map_err(failed("listing its sockets"))?;
+        for entry in fs::read_dir(&directory).map_err(not_listed())? {
+            let entry = entry.map_err(not_listed())?;
             // It may be closed by now.
             let Ok(link) = fs::read_link(entry.path()) else {
                 continue;
@@ -167,66 +177,9 @@ fn listener_key(address: IpAddr, port: u16) -> [u8; 20] {
     key
 }
 
-/// The processes that run now, by /proc: all, or those that run one file, of one user.
-pub(crate) fn running(executable: Option<Identity>, uid: Option<u32>) -> Result<Vec<u32>, Error> {
-    let failed = |source| Error::System {
-        what: "listing the processes in /proc",
-        source,
-    };
-    let mut pids = Vec::new();
-    for entry in fs::read_dir("/proc").map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let name = entry.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
-            continue;
-        };
-        if executable.is_some_and(|wanted| identity(pid) != Some(wanted)) {
-            continue;
-        }
-        if uid.is_some_and(|wanted| real_user(pid) != Some(wanted)) {
-            continue;
-        }
-        pids.push(pid);
-    }
-    Ok(pids)
-}
-
-/// Which file a process runs; `None` for those that have ended, and for kernel threads.
-fn identity(pid: u32) -> Option<Identity> {
-    use std::os::unix::fs::MetadataExt;
-
-    let file = fs::metadata(format!("/proc/{pid}/exe")).ok()?;
-    Some(Identity {
-        device: file.dev(),
-        inode: file.ino(),
-    })
-}
-
-/// The user that `bpf_get_current_uid_gid` tells: the first number of proc(5), status, "Uid".
-pub(crate) fn real_user(pid: u32) -> Option<u32> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    line.split_whitespace().next()?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn own_process_is_among_those_that_run_our_file() {
-        let ours = std::process::id();
-        let identity = identity(ours);
-        assert!(identity.is_some());
-        let user = rustix::process::getuid().as_raw();
-        assert!(running(identity, Some(user)).unwrap().contains(&ours));
-        assert!(!running(identity, Some(user + 1)).unwrap().contains(&ours));
-        let other = Identity {
-            device: 0,
-            inode: 0,
-        };
-        assert_eq!(running(Some(other), None).unwrap(), []);
-    }
 
     #[test]
     fn listener_keys_hold_addresses_as_packets_do() {

@@ -1,20 +1,46 @@
 //! From a plan to what the eBPF programs have to know of an executable.
 
-use gobin::{Abi, EntryProbe, KeyPlan, Location, ProbePlan, ReadProbe, SiteKind};
+use gobin::{
+    Abi, ConnectionPlan, DynamicType, EntryProbe, KeyPlan, Location, ProbePlan, ReadProbe,
+    SiteKind, TypeRole,
+};
 
 use crate::skeleton::types;
 use crate::{Error, Wanted};
 
+/// What differs between executables.
+#[derive(Debug, Default)]
+pub(crate) struct Target {
+    /// How the probed functions get their arguments.
+    pub(crate) arguments: types::target,
+    /// Where a connection's addresses and what the handshake agreed on are, as far as that is known.
+    pub(crate) layout: types::layout,
+    /// The types that the programs may follow, by the address of their descriptors.
+    pub(crate) dynamic_types: Vec<(u64, types::dynamic_type)>,
+}
+
 /// Tells the programs what differs between executables, and checks that the rest is where they
 /// expect it.
-pub(crate) fn target(wanted: Wanted<'_>) -> Result<types::target, Error> {
+pub(crate) fn target(wanted: Wanted<'_>) -> Result<Target, Error> {
     match wanted {
-        Wanted::Plaintext(plan) => plaintext_target(plan),
-        Wanted::Keys(plan) => keys_target(plan),
+        Wanted::Plaintext(plan) => {
+            let arguments = plaintext_arguments(plan)?;
+            let connections = known_connections(plan);
+            let types = connections.map_or(&[][..], |known| &known.types);
+            Ok(Target {
+                arguments,
+                layout: connections.map(layout).unwrap_or_default(),
+                dynamic_types: types.iter().map(dynamic_type).collect(),
+            })
+        }
+        Wanted::Keys(plan) => Ok(Target {
+            arguments: key_arguments(plan)?,
+            ..Target::default()
+        }),
     }
 }
 
-fn keys_target(plan: &KeyPlan) -> Result<types::target, Error> {
+fn key_arguments(plan: &KeyPlan) -> Result<types::target, Error> {
     if let Ok(probe) = &plan.key_log {
         let expected: &[_] = if has_label(probe) {
             &[
@@ -52,7 +78,7 @@ fn keys_target(plan: &KeyPlan) -> Result<types::target, Error> {
     })
 }
 
-fn plaintext_target(plan: &ProbePlan) -> Result<types::target, Error> {
+fn plaintext_arguments(plan: &ProbePlan) -> Result<types::target, Error> {
     let expected = [("c", 0), ("typ", 1), ("data.ptr", 2), ("data.len", 3)];
     expect_arguments(&plan.write, plan.abi, &expected)?;
     if let Ok(close) = &plan.close {
@@ -62,6 +88,9 @@ fn plaintext_target(plan: &ProbePlan) -> Result<types::target, Error> {
         stack_abi: u8::from(plan.abi == Abi::Stack),
         write_at_stack_check: u8::from(plan.write.site.kind == SiteKind::StackCheckJump),
         close_at_stack_check: at_stack_check(&plan.close),
+        write_site: plan.write.site.vaddr.0,
+        read_site: first_site(&plan.read),
+        goroutine_id: plan.goroutine_id.unwrap_or(0),
         ..Default::default()
     };
     match &plan.read {
@@ -90,6 +119,58 @@ fn plaintext_target(plan: &ProbePlan) -> Result<types::target, Error> {
         }
     }
     Ok(target)
+}
+
+fn first_site(read: &ReadProbe) -> u64 {
+    let sites = read.sites().iter().map(|site| site.vaddr.0);
+    sites.min().unwrap_or(0)
+}
+
+/// Nothing, if the programs can't be sure of the addresses at which the executable runs.
+fn known_connections(plan: &ProbePlan) -> Option<&ConnectionPlan> {
+    // gotls.bpf.c, load_bias: a hit's distance from the first site has to be less than a page.
+    const SMALLEST_PAGE: u64 = 4096;
+
+    let first = first_site(&plan.read);
+    let near = |vaddr: u64| vaddr - first < SMALLEST_PAGE;
+    let all_near = plan.read.sites().iter().all(|site| near(site.vaddr.0));
+    plan.connections.as_ref().ok().filter(|_| all_near)
+}
+
+fn layout(plan: &ConnectionPlan) -> types::layout {
+    let (conn, socket, address) = (plan.tls_conn, plan.socket, plan.tcp_addr);
+    types::layout {
+        known: 1,
+        tls_conn: conn.conn,
+        tls_is_client: conn.is_client,
+        tls_handshake: conn.handshake,
+        tls_version: conn.version,
+        tls_cipher_suite: conn.cipher_suite,
+        tls_resumed: conn.resumed,
+        tls_server_name: conn.server_name,
+        tls_protocol: conn.protocol,
+        socket_fd: socket.fd,
+        fd_descriptor: socket.descriptor,
+        fd_local: socket.local,
+        fd_remote: socket.remote,
+        tcp_ip: address.ip,
+        tcp_port: address.port,
+        tcp_zone: address.zone,
+        unix_name: plan.unix_name.unwrap_or(0),
+        ..Default::default()
+    }
+}
+
+fn dynamic_type(listed: &DynamicType) -> (u64, types::dynamic_type) {
+    // connection.h, enum type_role
+    let (role, offset) = match listed.role {
+        TypeRole::TcpConn => (1, 0),
+        TypeRole::UnixConn => (2, 0),
+        TypeRole::TcpAddr => (3, 0),
+        TypeRole::UnixAddr => (4, 0),
+        TypeRole::Wrapper(offset) => (5, offset),
+    };
+    (listed.descriptor.0, types::dynamic_type { role, offset })
 }
 
 fn at_stack_check(probe: &Result<EntryProbe, gobin::Error>) -> u8 {

@@ -485,9 +485,11 @@ impl Assembler {
         self.instructions.push(instruction);
     }
 
-    /// Fills in where the jumps lead to.
-    fn finish(mut self) -> Result<Vec<bpf_insn>, Untranslatable> {
-        for (from, label) in self.jumps {
+    /// Leaves out what is never reached, which the kernel refuses and libpcap makes now and then, and
+    /// fills in where the jumps lead to.
+    fn finish(self) -> Result<Vec<bpf_insn>, Untranslatable> {
+        let mut targets = vec![None; self.instructions.len()];
+        for &(from, label) in &self.jumps {
             let to = match label {
                 Label::Untagged(index) => self.untagged.get(index),
                 Label::Tagged(index) => self.tagged.get(index),
@@ -496,13 +498,50 @@ impl Assembler {
                 Label::NoMatch => Some(&self.unmatched),
             };
             // A jump behind the end does not happen in what libpcap makes.
-            let &to = to.ok_or(Untranslatable::TooLong)?;
-            let distance = to as i64 - from as i64 - 1;
-            self.instructions[from].off =
-                i16::try_from(distance).map_err(|_| Untranslatable::TooLong)?;
+            targets[from] = Some(*to.ok_or(Untranslatable::TooLong)?);
         }
-        Ok(self.instructions)
+
+        let reached = reached(&self.instructions, &targets);
+        let mut places = Vec::with_capacity(reached.len());
+        let mut count = 0;
+        for &reached in &reached {
+            places.push(count);
+            count += usize::from(reached);
+        }
+        let mut program = Vec::with_capacity(count);
+        for (index, mut instruction) in self.instructions.into_iter().enumerate() {
+            if !reached[index] {
+                continue;
+            }
+            if let Some(to) = targets[index] {
+                let distance = places[to] as i64 - places[index] as i64 - 1;
+                instruction.off = i16::try_from(distance).map_err(|_| Untranslatable::TooLong)?;
+            }
+            program.push(instruction);
+        }
+        Ok(program)
     }
+}
+
+/// Which instructions can be reached from the first one.
+fn reached(instructions: &[bpf_insn], targets: &[Option<usize>]) -> Vec<bool> {
+    let mut reached = vec![false; instructions.len()];
+    let mut todo = vec![0];
+    while let Some(index) = todo.pop() {
+        let (Some(instruction), Some(reached)) = (instructions.get(index), reached.get_mut(index))
+        else {
+            continue;
+        };
+        if std::mem::replace(reached, true) {
+            continue;
+        }
+        todo.extend(targets[index]);
+        // Nothing follows these two.
+        if ![JMP | EXIT, JMP | JA].contains(&instruction.code) {
+            todo.push(index + 1);
+        }
+    }
+    reached
 }
 
 #[cfg(test)]

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use trace::{LineType, Redaction};
+
+use crate::selectors::Selectors;
 
 /// Shows what Go programs say over TLS, on a live Linux machine: no proxy, no certificate, no restart
 /// of the program and no change to it.
@@ -22,6 +25,8 @@ Examples:
   ecapture gotls -e ./server --duration 10 >log  ten seconds, into a file
   ecapture gotls -m pcap -w x.pcapng -e ./server packets, for Wireshark, decrypted
   ecapture gotls -m keylog -k keys -e ./server   TLS keys
+  ecapture list                                  the Go programs that run now
+  ecapture doctor                                does it work on this host
   ecapture inspect ./server                      can it be captured, and how (needs no root)";
 
 #[derive(Debug, Subcommand)]
@@ -32,6 +37,11 @@ pub(crate) enum Command {
     /// Show what is in a Go executable and where it can be probed
     #[command(before_help = INSPECT_EXAMPLES)]
     Inspect(InspectArgs),
+    /// Show the Go programs that run now, and whether they can be captured
+    #[command(before_help = LIST_EXAMPLES)]
+    List(ListArgs),
+    /// Show what this host offers, and which modes work on it
+    Doctor(DoctorArgs),
     /// Write man pages or shell completions, which packages of ecapture contain
     #[command(subcommand, hide = true)]
     Generate(Generated),
@@ -51,6 +61,12 @@ const INSPECT_EXAMPLES: &str = "\
 Examples:
   ecapture inspect /usr/bin/caddy
   ecapture inspect ./server --format json";
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  ecapture list
+  ecapture list --user www-data --exclude-comm 'node_*'
+  ecapture list --format json | jq -r 'select(.capture).pid'";
 
 /// `ecapture gotls`
 #[derive(Debug, clap::Args)]
@@ -96,9 +112,34 @@ pub(crate) struct GotlsArgs {
     #[arg(value_name = "FILTER")]
     pub(crate) filter: Vec<String>,
 
-    /// Show payloads as a hex dump
+    /// Show payloads and bodies as a hex dump
     #[arg(long)]
     pub(crate) hex: bool,
+
+    /// Show calls one by one as they are, also those that carry HTTP
+    #[arg(long)]
+    pub(crate) raw: bool,
+
+    /// Indent JSON in bodies
+    #[arg(long)]
+    pub(crate) indent_json: bool,
+
+    /// Which types of JSON lines, with commas between them [default: all]
+    #[arg(long, value_name = "TYPE", value_delimiter = ',', value_parser = line_type)]
+    pub(crate) events: Vec<LineType>,
+
+    /// Also write HTTP exchanges to this file as HAR 1.2; `-` for stdout, in place of text
+    #[arg(long, value_name = "FILE")]
+    pub(crate) har: Option<PathBuf>,
+
+    /// Mask the values of these header fields, with commas between them; `default` stands for those
+    /// that carry credentials: authorization, cookie, set-cookie, x-api-key and the like
+    #[arg(long, value_name = "HEADER", value_delimiter = ',', value_parser = header)]
+    pub(crate) redact: Vec<String>,
+
+    /// Keep so many bytes of each HTTP body and message [default: 1048576]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=1 << 30))]
+    pub(crate) max_body: Option<u32>,
 
     /// Text for people or JSON lines for scripts [default: text]
     #[arg(long, value_enum)]
@@ -123,6 +164,40 @@ pub(crate) struct GotlsArgs {
     /// Where to take what a program reads from: for tests
     #[arg(long, value_enum, default_value_t = ReadSite::Auto, hide = true)]
     pub(crate) read_site: ReadSite,
+
+    /// How to attach uprobes: for tests
+    #[arg(long, value_enum, default_value_t = Uprobes::Auto, hide = true)]
+    pub(crate) uprobes: Uprobes,
+}
+
+impl GotlsArgs {
+    /// The types of JSON lines that are written. Plaintext is none of them if something is to be masked.
+    pub(crate) fn line_types(&self) -> Vec<LineType> {
+        if !self.events.is_empty() {
+            return self.events.clone();
+        }
+        let masked = !self.redact.is_empty();
+        let shown = |line: &LineType| *line != LineType::Data || !masked;
+        LineType::ALL.into_iter().filter(shown).collect()
+    }
+
+    /// Whether anything that is asked for needs HTTP to be decoded.
+    pub(crate) fn is_decoding(&self) -> bool {
+        self.har.is_some()
+            || match self.format {
+                Some(Format::Json) => self.line_types().into_iter().any(LineType::is_decoded),
+                Some(Format::Text) | None => !self.raw,
+            }
+    }
+
+    /// Header fields to mask.
+    pub(crate) fn redaction(&self) -> Redaction {
+        let names = self.redact.iter().flat_map(|name| match name.as_str() {
+            "default" => Redaction::DEFAULT.to_vec(),
+            name => vec![name],
+        });
+        Redaction::new(names)
+    }
 }
 
 /// `ecapture inspect`
@@ -132,6 +207,33 @@ pub(crate) struct InspectArgs {
     pub(crate) path: PathBuf,
 
     /// Text for people or JSON for scripts
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+}
+
+/// `ecapture doctor`
+#[derive(Debug, clap::Args)]
+pub(crate) struct DoctorArgs {
+    /// Only what this mode needs; the exit code is about it alone
+    #[arg(short, long, value_enum)]
+    pub(crate) mode: Option<Mode>,
+
+    /// Text for people or JSON for scripts
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+}
+
+/// `ecapture list`
+#[derive(Debug, clap::Args)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    pub(crate) selectors: Selectors,
+
+    /// Go programs without crypto/tls too
+    #[arg(short, long)]
+    pub(crate) all: bool,
+
+    /// A table for people or JSON lines for scripts
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(crate) format: Format,
 }
@@ -186,6 +288,41 @@ impl From<ReadSite> for gobin::ReadSitePreference {
             ReadSite::Copy => Self::Copy,
             ReadSite::Ret => Self::Returns,
         }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Uprobes {
+    Auto,
+    Multi,
+    Perf,
+}
+
+impl From<Uprobes> for Option<capture::UprobeKind> {
+    fn from(uprobes: Uprobes) -> Self {
+        match uprobes {
+            Uprobes::Auto => None,
+            Uprobes::Multi => Some(capture::UprobeKind::Multi),
+            Uprobes::Perf => Some(capture::UprobeKind::Perf),
+        }
+    }
+}
+
+fn line_type(name: &str) -> Result<LineType, String> {
+    let found = LineType::ALL.into_iter().find(|line| line.name() == name);
+    found.ok_or_else(|| {
+        let names = LineType::ALL.map(LineType::name).join(", ");
+        format!("there are {names}")
+    })
+}
+
+/// The name of a header field (RFC 9110 section 5.1).
+fn header(name: &str) -> Result<String, String> {
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if !name.is_empty() && name.bytes().all(token) {
+        Ok(name.to_owned())
+    } else {
+        Err("give the name of a header field, such as authorization, or default".to_owned())
     }
 }
 

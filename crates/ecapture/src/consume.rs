@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::{fmt, io};
 
-use capture::{Counters, Reader, Stopped, monotonic_ns, realtime_offset_ns};
+use capture::{Counters, Reader, Stopped, give_up_privileges, monotonic_ns, realtime_offset_ns};
 use events::Record;
 use trace::Timestamp;
 
@@ -44,6 +44,7 @@ pub(crate) enum Destination {
     Stdout,
     KeyLog(PathBuf),
     Packets(PathBuf),
+    Har(PathBuf),
 }
 
 impl fmt::Display for Destination {
@@ -51,6 +52,7 @@ impl fmt::Display for Destination {
         match self {
             Self::Stdout => f.write_str("standard output"),
             Self::KeyLog(path) => write!(f, "key log {}", path.display()),
+            Self::Har(path) => write!(f, "HAR file {}", path.display()),
             Self::Packets(path) => write!(f, "capture file {}", path.display()),
         }
     }
@@ -72,6 +74,8 @@ pub(crate) struct Outcome<O> {
 pub(crate) fn consume<O: Output>(mut readers: Vec<Reader>, mut output: O) -> Outcome<O> {
     // Needs CAP_SYS_NICE. Without it a busy machine loses more, which the summary tells.
     let _ = rustix::process::nice(NICE);
+    // If that is not possible, it is not for the main thread either, which says so.
+    let _ = give_up_privileges();
     let mut undecodable = 0;
     let result = run(&mut readers, &mut output, &mut undecodable);
     Outcome {

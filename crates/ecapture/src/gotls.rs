@@ -15,7 +15,7 @@ use crate::args::{Format, GotlsArgs, Mode};
 use crate::consume::{Outcome, Output};
 use crate::failure::Failure;
 use crate::keylog_mode::{self, Keys};
-use crate::output::StdoutSink;
+use crate::output::Sinks;
 use crate::pcap_mode::{self, Files, PacketFile};
 use crate::session::{DebugLog, Session, print_summary};
 use crate::supervise::Signals;
@@ -70,12 +70,14 @@ impl<'a> Command<'a> {
             .analysis
             .plan(self.args.read_site.into())
             .map_err(|error| self.wrong_executable(error))?;
-        let sink = StdoutSink::new(self.args)
-            .context("standard output")
-            .map_err(Failure::Runtime)?;
+        let mut sinks = Sinks::open(self.args)?;
         let session = self.session(Duration::ZERO)?;
         let probes = self.attach(Wanted::Plaintext(&plan), self.args.mapsize)?;
-        let Some(outcome) = session.run(probes, Plaintext::new(sink))? else {
+        sinks
+            .begin()
+            .context("writing the HAR file")
+            .map_err(Failure::Runtime)?;
+        let Some(outcome) = session.run(probes, Plaintext::new(self.args, sinks))? else {
             return Ok(());
         };
         print_summary(&outcome, &text_mode::summary(&outcome));
@@ -110,6 +112,7 @@ impl<'a> Command<'a> {
             ring_kib: self.args.mapsize,
             filters: self.filters(),
             hooks: None,
+            uprobes: self.args.uprobes.into(),
         };
         let target = self.analysis.entry_offset.map(|entry| PacketTarget {
             executable: self.executable,
@@ -147,6 +150,7 @@ impl<'a> Command<'a> {
             filters: self.filters(),
             bytes_per_call: self.args.tsize.filter(|&bytes| bytes > 0),
             ring_kib,
+            uprobes: self.args.uprobes.into(),
         };
         Ok(Probes::attach(self.executable, wanted, &options)?)
     }
@@ -199,11 +203,26 @@ fn check_combination(args: &GotlsArgs) -> Result<(), Failure> {
             if args.keylogfile.is_some() {
                 return wrong("--keylogfile is for keylog and pcap mode: add -m keylog or -m pcap");
             }
+            text_mode::check_combination(args)?;
         }
         Mode::Keylog | Mode::Pcap => {
             if args.hex || args.format.is_some() || args.tsize.is_some() {
                 return wrong(
                     "--hex, --format and --tsize are for text mode, which shows plaintext",
+                );
+            }
+            if !args.redact.is_empty() {
+                return wrong("--redact is for text mode: packets and keys hold everything");
+            }
+            if args.raw
+                || args.indent_json
+                || !args.events.is_empty()
+                || args.har.is_some()
+                || args.max_body.is_some()
+            {
+                return wrong(
+                    "--raw, --indent-json, --events, --har and --max-body are for text mode, which \
+                     shows plaintext",
                 );
             }
         }

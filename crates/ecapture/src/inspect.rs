@@ -89,6 +89,11 @@ fn text(path: &str, analysis: &Analysis) -> String {
         }
     }
 
+    line("connections", &connections(analysis));
+    if analysis.goroutine_id.is_none() {
+        line("goroutines", "their ids are not known");
+    }
+
     for report in &analysis.functions {
         let _ = writeln!(out, "\n{}", escape_name(report.symbol.as_bytes()));
         match &report.code {
@@ -106,6 +111,20 @@ fn text(path: &str, analysis: &Analysis) -> String {
         }
     }
     out
+}
+
+/// Which connections' addresses can be told.
+fn connections(analysis: &Analysis) -> String {
+    match &analysis.connections {
+        Ok(plan) => {
+            let wrappers: Vec<_> = plan.wrappers().map(|known| known.name.as_str()).collect();
+            format!(
+                "addresses are known of TCP and Unix sockets, also below {}",
+                wrappers.join(", ")
+            )
+        }
+        Err(error) => format!("only their plaintext is known: {error}"),
+    }
 }
 
 fn probes_text(out: &mut String, report: &FunctionReport, analysis: &Analysis) {
@@ -235,6 +254,13 @@ fn json(path: &str, analysis: &Analysis) -> Value {
         "copies": analysis.other_packages,
         "capture": plan.is_ok(),
         "refusal": plan.err().map(|error| error.to_string()),
+        "connections": match &analysis.connections {
+            Ok(plan) => json!({
+                "wrappers": plan.wrappers().map(|known| &known.name).collect::<Vec<_>>(),
+            }),
+            Err(error) => json!({"refusal": error.to_string()}),
+        },
+        "goroutine_ids": analysis.goroutine_id.is_some(),
         "functions": analysis
             .functions
             .iter()

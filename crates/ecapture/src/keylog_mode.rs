@@ -42,7 +42,10 @@ impl Output for Keys {
     fn record(&mut self, record: &Record<'_>, _: i64) -> io::Result<()> {
         match record {
             Record::Key(key) => self.log.key(key),
-            Record::Data(_) | Record::Close(_) | Record::Packet(_) => Ok(()), // Not probed for.
+            // Not probed for.
+            Record::Connection(_) | Record::Data(_) | Record::Close(_) | Record::Packet(_) => {
+                Ok(())
+            }
         }
     }
 

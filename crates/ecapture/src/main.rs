@@ -8,17 +8,23 @@
 
 mod args;
 mod consume;
+mod container;
+mod doctor;
 mod failure;
 mod generate;
 mod gotls;
+mod har_file;
 mod inspect;
 mod keylog_mode;
+mod list;
 mod output;
 mod pcap_mode;
 mod secret_file;
+mod selectors;
 mod session;
 mod supervise;
 mod text_mode;
+mod users;
 
 use std::process::ExitCode;
 
@@ -29,6 +35,8 @@ fn main() -> ExitCode {
     let result = match args::Args::parse().command {
         args::Command::Gotls(args) => gotls::run(&args),
         args::Command::Inspect(args) => inspect::run(&args),
+        args::Command::Doctor(args) => doctor::run(&args),
+        args::Command::List(args) => list::run(&args),
         args::Command::Generate(what) => generate::run(&what),
     };
     match result {

@@ -1,28 +1,85 @@
-//! Standard output: what it is, and the sink that writes to it.
+//! Where plaintext and conversations go: standard output, a HAR file, or both.
 
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use trace::{Event, JsonSink, Palette, PayloadStyle, Sink, TextSink};
 
 use crate::args::{Format, GotlsArgs};
+use crate::failure::Failure;
+use crate::har_file::HarFile;
 
 /// Standard output with a buffer of its own: the standard library's would flush every line.
 pub(crate) type Stdout = BufWriter<File>;
 
-/// The sink that was asked for.
+/// The sinks that were asked for.
 #[derive(Debug)]
-pub(crate) enum StdoutSink {
+pub(crate) struct Sinks {
+    stdout: Option<StdoutSink>,
+    har: Option<HarFile>,
+}
+
+impl Sinks {
+    /// Opens what `args` name; nothing is written yet.
+    pub(crate) fn open(args: &GotlsArgs) -> Result<Self, Failure> {
+        let har = args.har.as_deref().map(HarFile::open).transpose()?;
+        let taken = args.har.as_deref() == Some(Path::new("-"));
+        let stdout = (!taken).then(|| StdoutSink::new(args)).transpose();
+        let failed = |error| Failure::Runtime(anyhow::Error::new(error).context("standard output"));
+        Ok(Self {
+            stdout: stdout.map_err(failed)?,
+            har,
+        })
+    }
+
+    /// Makes room in the files, now that nothing else can go wrong.
+    pub(crate) fn begin(&mut self) -> io::Result<()> {
+        self.har.as_mut().map_or(Ok(()), HarFile::begin)
+    }
+
+    /// The capture has ended.
+    pub(crate) fn finish(&mut self) -> io::Result<()> {
+        self.har.as_mut().map_or(Ok(()), HarFile::finish)
+    }
+
+    /// How many exchanges were written to the HAR file, if there is one.
+    pub(crate) fn har_entries(&self) -> Option<u64> {
+        self.har.as_ref().map(HarFile::entries)
+    }
+}
+
+impl Sink for Sinks {
+    fn event(&mut self, event: &Event<'_>) -> io::Result<()> {
+        if let Some(har) = &mut self.har {
+            har.event(event)?;
+        }
+        self.stdout
+            .as_mut()
+            .map_or(Ok(()), |sink| sink.event(event))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if let Some(har) = &mut self.har {
+            har.flush()?;
+        }
+        self.stdout.as_mut().map_or(Ok(()), Sink::flush)
+    }
+}
+
+/// What people or scripts read.
+#[derive(Debug)]
+enum StdoutSink {
     Text(TextSink<Stdout>),
     Json(JsonSink<Stdout>),
 }
 
 impl StdoutSink {
-    pub(crate) fn new(args: &GotlsArgs) -> io::Result<Self> {
+    fn new(args: &GotlsArgs) -> io::Result<Self> {
         let out = stdout()?;
         Ok(match args.format.unwrap_or(Format::Text) {
-            Format::Json => Self::Json(JsonSink::new(out)),
+            Format::Json => Self::Json(JsonSink::new(out).only(args.line_types())),
             Format::Text => {
                 let style = if args.hex {
                     PayloadStyle::Hex
@@ -30,7 +87,10 @@ impl StdoutSink {
                     PayloadStyle::Text
                 };
                 let zone = jiff::tz::TimeZone::system();
-                Self::Text(TextSink::new(out, style, palette(), zone))
+                let sink = TextSink::new(out, style, palette(), zone)
+                    .indent_json(args.indent_json)
+                    .withhold_plaintext(!args.redact.is_empty());
+                Self::Text(sink)
             }
         })
     }

@@ -85,6 +85,10 @@ impl Attached for PacketsAndKeys {
         format!("{keys} for keys, packets on {names}")
     }
 
+    fn give_up_privileges(&self) -> Result<(), capture::Error> {
+        self.packets.give_up_privileges()
+    }
+
     fn detach(&mut self) {
         self.packets.detach();
         self.keys.detach();
@@ -172,7 +176,7 @@ impl Output for PacketFile {
                     None => Ok(()),
                 }
             }
-            Record::Data(_) | Record::Close(_) => Ok(()), // Not probed for.
+            Record::Connection(_) | Record::Data(_) | Record::Close(_) => Ok(()), // Not probed for.
         }
     }
 

@@ -24,6 +24,9 @@ pub(crate) trait Attached {
     /// How many probes, for people.
     fn extent(&self) -> String;
 
+    /// Gives up what the calling thread may do beyond reading and detaching.
+    fn give_up_privileges(&self) -> Result<(), capture::Error>;
+
     /// Takes everything away; what is in the ring buffers stays.
     fn detach(&mut self);
 }
@@ -36,6 +39,10 @@ impl Attached for Probes {
     fn extent(&self) -> String {
         let plural = if self.sites() == 1 { "" } else { "s" };
         format!("{} probe{plural}", self.sites())
+    }
+
+    fn give_up_privileges(&self) -> Result<(), capture::Error> {
+        self.give_up_privileges()
     }
 
     fn detach(&mut self) {
@@ -89,6 +96,7 @@ impl Session<'_> {
             })
             .context("starting a thread")
             .map_err(Failure::Runtime)?;
+        attached.give_up_privileges()?;
 
         let target = self.process.map(AsFd::as_fd);
         let stdout = (destination == Destination::Stdout).then(io::stdout);

@@ -22,6 +22,8 @@ enum record_kind {
 	RECORD_KEY = 3,
 	/* struct packet_record: a packet passed an interface. */
 	RECORD_PACKET = 4,
+	/* struct connection_record: what a connection connects, and what its ends agreed on. */
+	RECORD_CONNECTION = 5,
 };
 
 /* The target's point of view; an index of the streams in struct connection. */
@@ -72,6 +74,8 @@ struct data_record {
 	__u64 call_offset;
 	/* Bytes behind the payload that were not captured, and never will be. */
 	__u64 omitted;
+	/* The id of the goroutine, as it is in Go's stack traces; 0: not known. */
+	__u64 goroutine;
 	/* Bytes of payload. */
 	__u32 length;
 	/* Records of this direction of the connection before this one, delivered or lost; wraps. */
@@ -83,13 +87,95 @@ struct data_record {
 	__u8 reserved[6];
 };
 
-/* (*Conn).Close was called; nothing of this connection follows. */
+/* close_record.cause */
+enum close_cause {
+	/* (*Conn).Close was called. */
+	CLOSE_CALLED = 0,
+	/* The program dropped it without a call, some time ago: its memory is another connection's
+	 * now. */
+	CLOSE_DROPPED = 1,
+};
+
+/* The end of a connection; nothing of it follows. */
 struct close_record {
 	struct record_header header;
 	/* Bytes that passed in each direction, seen by us or not. */
 	__u64 stream_length[2];
 	/* Records of each direction, delivered or lost; wraps. */
 	__u32 sequence[2];
+	/* enum close_cause */
+	__u8 cause;
+	__u8 reserved[7];
+};
+
+/* address.family */
+enum address_family {
+	/* The address is not known. */
+	ADDRESS_UNKNOWN = 0,
+	/* A TCP address: port, and an IP address of 4 or 16 bytes, or of none. */
+	ADDRESS_TCP = 1,
+	/* A Unix socket's name: its path, "@" and a name in the abstract namespace, or nothing. */
+	ADDRESS_UNIX = 2,
+};
+
+/* The longest zone of an IPv6 address, which is an interface's name; and where it begins. */
+#define ZONE_MAX    16
+#define ZONE_OFFSET 16
+/* sizeof(sockaddr_un.sun_path) */
+#define UNIX_NAME_MAX 108
+
+/* One end of a connection, as Go's net.Addr has it. */
+struct address {
+	/* enum address_family */
+	__u8 family;
+	/* Bytes of the IP address or of the Unix socket's name. */
+	__u8 length;
+	/* Bytes of the zone, which begins at ZONE_OFFSET. */
+	__u8 zone_length;
+	__u8 reserved;
+	/* In the machine's byte order. */
+	__u16 port;
+	__u8 reserved2[2];
+	/* Bytes beyond the lengths are undefined. */
+	__u8 bytes[UNIX_NAME_MAX];
+};
+
+/* connection_record.role */
+enum connection_role {
+	ROLE_UNKNOWN = 0,
+	ROLE_CLIENT = 1,
+	ROLE_SERVER = 2,
+};
+
+/* The longest names that TLS has room for, or DNS. Longer ones are left out. */
+#define SERVER_NAME_MAX 255
+#define PROTOCOL_MAX	255
+
+/* What a connection connects, and what its ends agreed on: sent with its first plaintext, when the
+ * handshake is over. */
+struct connection_record {
+	struct record_header header;
+	/* The socket's file descriptor; -1: not known. */
+	__s32 fd;
+	/* TLS version and cipher suite, as in ServerHello. Version 0: neither these nor anything
+	 * below but the addresses is known. */
+	__u16 version;
+	__u16 cipher_suite;
+	/* enum connection_role */
+	__u8 role;
+	/* 1: an earlier session was resumed. */
+	__u8 resumed;
+	/* 1: the connection's handshake was seen, so nothing of its plaintext was missed. */
+	__u8 from_start;
+	/* Bytes of the names below; 0: there is none. */
+	__u8 server_name_length;
+	__u8 protocol_length;
+	__u8 reserved[3];
+	struct address local;
+	struct address remote;
+	/* What SNI says, and what ALPN selected; bytes beyond the lengths are undefined. */
+	__u8 server_name[SERVER_NAME_MAX + 1];
+	__u8 protocol[PROTOCOL_MAX + 1];
 };
 
 /* The longest that a label, a client random and a secret can be. Labels have up to 31 characters;

@@ -1,5 +1,7 @@
 //! Decoding of records, which trusts nothing of what it reads.
 
+use std::net::{IpAddr, Ipv6Addr};
+
 use crate::layout;
 use crate::record::*;
 
@@ -43,6 +45,7 @@ impl<'a> Record<'a> {
         }
         let (header, kind) = reader.header()?;
         match kind {
+            layout::RECORD_CONNECTION => reader.connection(header).map(Self::Connection),
             layout::RECORD_DATA => reader.data(header).map(Self::Data),
             layout::RECORD_CLOSE => reader.close(header).map(Self::Close),
             layout::RECORD_KEY => reader.key(header).map(Self::Key),
@@ -80,6 +83,7 @@ impl<'a> Reader<'a> {
         let call_length = self.u64()?;
         let call_offset = self.u64()?;
         let omitted = self.u64()?;
+        let goroutine = self.u64()?;
         let length = self.u32()?;
         let sequence = self.u32()?;
         let direction = match self.u8()? {
@@ -115,15 +119,109 @@ impl<'a> Reader<'a> {
             sequence,
             payload,
             omitted,
+            goroutine: (goroutine != 0).then_some(goroutine),
         })
     }
 
     fn close(&mut self, header: Header) -> Result<CloseRecord, DecodeError> {
+        let stream_length = [self.u64()?, self.u64()?];
+        let sequence = [self.u32()?, self.u32()?];
+        let cause = match self.u8()? {
+            0 => CloseCause::Called,
+            1 => CloseCause::Dropped,
+            value => {
+                return Err(DecodeError::UnknownValue {
+                    field: "cause",
+                    value,
+                });
+            }
+        };
+        self.array::<7>()?;
         Ok(CloseRecord {
             header,
-            stream_length: [self.u64()?, self.u64()?],
-            sequence: [self.u32()?, self.u32()?],
+            stream_length,
+            sequence,
+            cause,
         })
+    }
+
+    fn connection(&mut self, header: Header) -> Result<ConnectionRecord<'a>, DecodeError> {
+        let fd = self.u32()?;
+        let version = self.u16()?;
+        let cipher_suite = self.u16()?;
+        let role = match self.u8()? {
+            0 => None,
+            1 => Some(Role::Client),
+            2 => Some(Role::Server),
+            value => {
+                return Err(DecodeError::UnknownValue {
+                    field: "role",
+                    value,
+                });
+            }
+        };
+        let resumed = self.u8()? != 0;
+        let from_start = self.u8()? != 0;
+        let server_name_length = self.u8()?;
+        let protocol_length = self.u8()?;
+        self.array::<3>()?;
+        let local = self.address()?;
+        let remote = self.address()?;
+        let server_name = self.slice(256)?;
+        let protocol = self.slice(256)?;
+        let agreed = match role {
+            Some(role) if version != 0 => Some(Agreed {
+                role,
+                version,
+                cipher_suite,
+                resumed,
+                server_name: optional(server_name, server_name_length),
+                protocol: optional(protocol, protocol_length),
+            }),
+            _ => None,
+        };
+        Ok(ConnectionRecord {
+            header,
+            from_start,
+            fd: i32::try_from(fd).is_ok().then_some(fd),
+            local,
+            remote,
+            agreed,
+        })
+    }
+
+    fn address(&mut self) -> Result<Option<Address<'a>>, DecodeError> {
+        const ZONE_OFFSET: usize = 16;
+
+        let family = self.u8()?;
+        let length = self.u8()?;
+        let zone_length = self.u8()?;
+        self.u8()?;
+        let port = self.u16()?;
+        self.array::<2>()?;
+        let bytes = self.slice(108)?;
+        let wrong_length = |value| DecodeError::UnknownValue {
+            field: "address length",
+            value,
+        };
+        let part = |from: usize, length: u8| {
+            bytes
+                .get(from..from + usize::from(length))
+                .ok_or(wrong_length(length))
+        };
+        match family {
+            0 => Ok(None),
+            1 => Ok(Some(Address::Tcp {
+                ip: ip(part(0, length)?).ok_or(wrong_length(length))?,
+                port,
+                zone: part(ZONE_OFFSET, zone_length)?,
+            })),
+            2 => Ok(Some(Address::Unix(part(0, length)?))),
+            value => Err(DecodeError::UnknownValue {
+                field: "address family",
+                value,
+            }),
+        }
     }
 
     fn packet(&mut self) -> Result<PacketRecord<'a>, DecodeError> {
@@ -187,6 +285,10 @@ impl<'a> Reader<'a> {
         self.array().map(u8::from_ne_bytes)
     }
 
+    fn u16(&mut self) -> Result<u16, DecodeError> {
+        self.array().map(u16::from_le_bytes)
+    }
+
     fn u32(&mut self) -> Result<u32, DecodeError> {
         self.array().map(u32::from_le_bytes)
     }
@@ -216,6 +318,23 @@ impl<'a> Reader<'a> {
             need: self.position.saturating_add(length),
         }
     }
+}
+
+/// As `net.IP` has it: 4 bytes, 16, or none.
+fn ip(bytes: &[u8]) -> Option<IpAddr> {
+    if bytes.is_empty() {
+        return Some(Ipv6Addr::UNSPECIFIED.into());
+    }
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    let v6 = <[u8; 16]>::try_from(bytes).map(|v6| Ipv6Addr::from(v6).to_canonical());
+    v4.or(v6).ok()
+}
+
+/// The used part of a field of fixed size, if any of it is used.
+fn optional(bytes: &[u8], length: u8) -> Option<&[u8]> {
+    bytes
+        .get(..usize::from(length))
+        .filter(|part| !part.is_empty())
 }
 
 /// The used part of a field of fixed size.
@@ -251,7 +370,7 @@ mod tests {
 
     fn data(length: u32, missing: u8, payload: &[u8]) -> Vec<u8> {
         let mut bytes = header(layout::RECORD_DATA);
-        for number in [10u64, 20, 5, 7] {
+        for number in [10u64, 20, 5, 7, 34] {
             bytes.extend(number.to_le_bytes());
         }
         for number in [length, 9] {
@@ -279,6 +398,7 @@ mod tests {
         );
         assert_eq!(record.omitted, Some((Missing::Truncated, 7)));
         assert_eq!((record.sequence, record.payload), (9, &b"hello"[..]));
+        assert_eq!(record.goroutine, Some(34));
     }
 
     #[test]
@@ -288,13 +408,13 @@ mod tests {
         assert_eq!(
             error,
             DecodeError::TooShort {
-                have: 108,
-                need: 109
+                have: 116,
+                need: 117
             }
         );
         assert_eq!(
             error.to_string(),
-            "record of 108 bytes is too short: it needs 109"
+            "record of 116 bytes is too short: it needs 117"
         );
         let error = Record::decode(&header(77)).unwrap_err();
         assert_eq!(error.to_string(), "record has the unknown kind 77");
@@ -320,7 +440,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 0u8..5) {
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..1000), kind in 0u8..7) {
             let _ = Record::decode(&bytes);
             let mut with_kind = header(kind);
             with_kind.extend(bytes);
@@ -392,5 +512,124 @@ mod tests {
                 captured: 5
             })
         );
+    }
+
+    /// What a record says of one end.
+    fn address(
+        family: u8,
+        length: u8,
+        zone_length: u8,
+        port: u16,
+        parts: &[(usize, &[u8])],
+    ) -> Vec<u8> {
+        let mut bytes = vec![family, length, zone_length, 0];
+        bytes.extend(port.to_le_bytes());
+        bytes.resize(size_of::<layout::Address>(), 0);
+        for &(at, part) in parts {
+            bytes[8 + at..][..part.len()].copy_from_slice(part);
+        }
+        bytes
+    }
+
+    fn connection(role: u8, local: &[u8], remote: &[u8]) -> Vec<u8> {
+        let mut bytes = header(layout::RECORD_CONNECTION);
+        bytes.extend(7i32.to_le_bytes());
+        bytes.extend(0x0304u16.to_le_bytes());
+        bytes.extend(0x1301u16.to_le_bytes());
+        bytes.extend([role, 1, 1, 12, 2, 0, 0, 0]);
+        bytes.extend(local);
+        bytes.extend(remote);
+        bytes.extend(b"greeter.test and what was there before");
+        bytes.resize(bytes.len() + 256 - 38, 0);
+        bytes.extend(b"h2");
+        bytes.resize(bytes.len() + 254, 0);
+        assert_eq!(bytes.len(), size_of::<layout::ConnectionRecord>());
+        bytes
+    }
+
+    #[test]
+    fn connection_is_decoded_field_by_field() {
+        let v6: Ipv6Addr = "fe80::1".parse().unwrap();
+        let local = address(1, 16, 4, 443, &[(0, &v6.octets()), (16, b"eth0")]);
+        let mapped: Ipv6Addr = "::ffff:10.1.2.3".parse().unwrap();
+        let remote = address(1, 16, 0, 50_000, &[(0, &mapped.octets())]);
+        let bytes = connection(2, &local, &remote);
+        let Ok(Record::Connection(record)) = Record::decode(&bytes) else {
+            panic!("{bytes:?}")
+        };
+        assert_eq!((record.fd, record.from_start), (Some(7), true));
+        let expected = Address::Tcp {
+            ip: v6.into(),
+            port: 443,
+            zone: b"eth0",
+        };
+        assert_eq!(record.local, Some(expected));
+        let expected = Address::Tcp {
+            ip: "10.1.2.3".parse().unwrap(),
+            port: 50_000,
+            zone: b"",
+        };
+        assert_eq!(record.remote, Some(expected));
+        let expected = Agreed {
+            role: Role::Server,
+            version: 0x0304,
+            cipher_suite: 0x1301,
+            resumed: true,
+            server_name: Some(b"greeter.test"),
+            protocol: Some(b"h2"),
+        };
+        assert_eq!(record.agreed, Some(expected));
+    }
+
+    #[test]
+    fn what_is_not_known_of_a_connection_is_nothing() {
+        let unix = address(2, 11, 0, 0, &[(0, b"/run/x.sock")]);
+        let mut bytes = connection(0, &unix, &address(0, 9, 9, 9, &[]));
+        let fd = std::mem::offset_of!(layout::ConnectionRecord, fd);
+        bytes[fd..fd + 4].copy_from_slice(&(-1i32).to_le_bytes());
+        let Ok(Record::Connection(record)) = Record::decode(&bytes) else {
+            panic!("{bytes:?}")
+        };
+        assert_eq!(record.local, Some(Address::Unix(b"/run/x.sock")));
+        assert_eq!(
+            (record.remote, record.agreed, record.fd),
+            (None, None, None)
+        );
+    }
+
+    #[test]
+    fn connection_with_impossible_fields_is_refused() {
+        let unknown = address(0, 0, 0, 0, &[]);
+        for (bytes, field, value) in [
+            (connection(3, &unknown, &unknown), "role", 3),
+            (
+                connection(1, &address(9, 0, 0, 0, &[]), &unknown),
+                "address family",
+                9,
+            ),
+            (
+                connection(1, &unknown, &address(1, 5, 0, 0, &[])),
+                "address length",
+                5,
+            ),
+            (
+                connection(1, &unknown, &address(1, 4, 200, 0, &[])),
+                "address length",
+                200,
+            ),
+            (
+                connection(1, &address(2, 109, 0, 0, &[]), &unknown),
+                "address length",
+                109,
+            ),
+        ] {
+            let error = Record::decode(&bytes).unwrap_err();
+            assert_eq!(error, DecodeError::UnknownValue { field, value });
+        }
+        let whole = connection(1, &unknown, &unknown);
+        for length in 0..whole.len() {
+            let error = Record::decode(&whole[..length]).unwrap_err();
+            assert!(matches!(error, DecodeError::TooShort { .. }), "{length}");
+        }
     }
 }

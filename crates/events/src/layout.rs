@@ -25,6 +25,7 @@ pub struct DataRecord {
     pub call_length: u64,
     pub call_offset: u64,
     pub omitted: u64,
+    pub goroutine: u64,
     pub length: u32,
     pub sequence: u32,
     pub direction: u8,
@@ -39,6 +40,41 @@ pub struct CloseRecord {
     pub header: RecordHeader,
     pub stream_length: [u64; 2],
     pub sequence: [u32; 2],
+    pub cause: u8,
+    pub reserved: [u8; 7],
+}
+
+/// `struct address`
+#[allow(missing_docs)] // Documented in record.h.
+#[repr(C)]
+pub struct Address {
+    pub family: u8,
+    pub length: u8,
+    pub zone_length: u8,
+    pub reserved: u8,
+    pub port: u16,
+    pub reserved2: [u8; 2],
+    pub bytes: [u8; 108],
+}
+
+/// `struct connection_record`
+#[allow(missing_docs)] // Documented in record.h.
+#[repr(C)]
+pub struct ConnectionRecord {
+    pub header: RecordHeader,
+    pub fd: i32,
+    pub version: u16,
+    pub cipher_suite: u16,
+    pub role: u8,
+    pub resumed: u8,
+    pub from_start: u8,
+    pub server_name_length: u8,
+    pub protocol_length: u8,
+    pub reserved: [u8; 3],
+    pub local: Address,
+    pub remote: Address,
+    pub server_name: [u8; 256],
+    pub protocol: [u8; 256],
 }
 
 /// `struct packet_process`
@@ -103,3 +139,5 @@ pub const RECORD_CLOSE: u8 = 2;
 pub const RECORD_KEY: u8 = 3;
 /// `enum record_kind`: `RECORD_PACKET`
 pub const RECORD_PACKET: u8 = 4;
+/// `enum record_kind`: `RECORD_CONNECTION`
+pub const RECORD_CONNECTION: u8 = 5;

@@ -12,6 +12,6 @@ mod record;
 
 pub use decode::DecodeError;
 pub use record::{
-    CloseRecord, DataRecord, Direction, Header, KeyRecord, Missing, PacketDirection, PacketProcess,
-    PacketRecord, Record,
+    Address, Agreed, CloseCause, CloseRecord, ConnectionRecord, DataRecord, Direction, Header,
+    KeyRecord, Missing, PacketDirection, PacketProcess, PacketRecord, Record, Role,
 };

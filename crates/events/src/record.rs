@@ -1,6 +1,7 @@
 //! Records and their decoding: the Rust mirror of `include/record.h`.
 
 use std::fmt;
+use std::net::IpAddr;
 
 /// Which way plaintext went, from the target's point of view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -90,9 +91,20 @@ pub struct DataRecord<'a> {
     pub payload: &'a [u8],
     /// Bytes behind the payload that were not captured, and why.
     pub omitted: Option<(Missing, u64)>,
+    /// The id of the goroutine, as in Go's stack traces, if it is known.
+    pub goroutine: Option<u64>,
 }
 
-/// A connection was closed by the target.
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CloseCause {
+    /// The target called `Close`.
+    Called,
+    /// The target dropped it without a call, some time ago: another connection has its memory now.
+    Dropped,
+}
+
+/// The end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CloseRecord {
     /// Who and when.
@@ -101,6 +113,77 @@ pub struct CloseRecord {
     pub stream_length: [u64; 2],
     /// Records of each direction, delivered or lost; wraps.
     pub sequence: [u32; 2],
+    /// How it came.
+    pub cause: CloseCause,
+}
+
+/// Which end of a connection the target is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// It sent the ClientHello.
+    Client,
+    /// It answered.
+    Server,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Client => "client",
+            Self::Server => "server",
+        })
+    }
+}
+
+/// One end of a connection, as Go's `net.Addr` has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Address<'a> {
+    /// Of a TCP socket.
+    Tcp {
+        /// IPv4-mapped IPv6 addresses are IPv4 addresses here; the unspecified one if Go has none.
+        ip: IpAddr,
+        /// The port.
+        port: u16,
+        /// The zone of a link-local IPv6 address, an interface's name; mostly empty.
+        zone: &'a [u8],
+    },
+    /// The name of a Unix socket: its path, `@` and a name in the abstract namespace, or nothing; not
+    /// necessarily text.
+    Unix(&'a [u8]),
+}
+
+/// What the ends of a connection agreed on in the handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Agreed<'a> {
+    /// Which end the target is.
+    pub role: Role,
+    /// The TLS version as on the wire: 0x0304 is TLS 1.3.
+    pub version: u16,
+    /// The cipher suite by its number in IANA's registry.
+    pub cipher_suite: u16,
+    /// Whether an earlier session was resumed.
+    pub resumed: bool,
+    /// The server's name that the client asked for (SNI), if any; not necessarily text.
+    pub server_name: Option<&'a [u8]>,
+    /// The application protocol that was selected (ALPN), if any; not necessarily text.
+    pub protocol: Option<&'a [u8]>,
+}
+
+/// What a connection connects, and what its ends agreed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionRecord<'a> {
+    /// Who and when.
+    pub header: Header,
+    /// Whether the handshake was seen, so that nothing of the plaintext was missed before.
+    pub from_start: bool,
+    /// The socket's file descriptor, if it is known.
+    pub fd: Option<u32>,
+    /// The target's own end, if it is known.
+    pub local: Option<Address<'a>>,
+    /// The other end, if it is known.
+    pub remote: Option<Address<'a>>,
+    /// What the handshake led to, if that is known.
+    pub agreed: Option<Agreed<'a>>,
 }
 
 /// A process that owns one end of a packet's flow.
@@ -180,6 +263,8 @@ impl fmt::Debug for KeyRecord<'_> {
 /// One record of the ring buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record<'a> {
+    /// What a connection connects.
+    Connection(ConnectionRecord<'a>),
     /// Plaintext.
     Data(DataRecord<'a>),
     /// The end of a connection.
@@ -194,6 +279,7 @@ impl<'a> Record<'a> {
     /// What a record of a TLS connection begins with; a packet has no such header.
     pub fn header(&self) -> Option<&Header> {
         match self {
+            Self::Connection(record) => Some(&record.header),
             Self::Data(record) => Some(&record.header),
             Self::Close(record) => Some(&record.header),
             Self::Key(record) => Some(&record.header),
@@ -204,6 +290,7 @@ impl<'a> Record<'a> {
     /// When it happened: CLOCK_MONOTONIC, in ns.
     pub fn time_ns(&self) -> u64 {
         match self {
+            Self::Connection(record) => record.header.time_ns,
             Self::Data(record) => record.header.time_ns,
             Self::Close(record) => record.header.time_ns,
             Self::Key(record) => record.header.time_ns,

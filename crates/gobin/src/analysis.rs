@@ -3,12 +3,14 @@
 use std::ops::Range;
 
 use crate::buildinfo::{self, BuildInfo};
+use crate::connection;
 use crate::elf::Elf;
-use crate::moduledata::{self, Located};
-use crate::pclntab::{FoundFunction, Generation, Pclntab};
+use crate::moduledata::{self, Located, Tables};
+use crate::pclntab::{FoundFunction, Generation};
 use crate::plan::{EntryProbe, Function, KeyPlan, ProbePlan, ReadProbe, ReadSitePreference};
+use crate::rtype::Types;
 use crate::sites::{self, Chosen};
-use crate::{Abi, Arch, Error, FileOffset, GoVersion, Vaddr};
+use crate::{Abi, Arch, ConnectionPlan, Error, FileOffset, GoVersion, Vaddr};
 
 /// The import path of Go's own TLS package.
 pub const CRYPTO_TLS: &str = "crypto/tls";
@@ -129,6 +131,10 @@ pub struct Analysis {
     pub other_packages: Vec<String>,
     /// The functions, in the order of [`Function::ALL`].
     pub functions: Vec<FunctionReport>,
+    /// Where a connection's addresses and what the handshake agreed on are, or why that isn't known.
+    pub connections: Result<ConnectionPlan, Error>,
+    /// The offset of `goid` in `runtime.g`, in bytes, if it is known.
+    pub goroutine_id: Option<u32>,
 }
 
 /// Analyses an executable that uses `crypto/tls`.
@@ -149,7 +155,8 @@ pub fn analyze(bytes: &[u8]) -> Result<Analysis, Error> {
 /// As [`analyze`].
 pub fn analyze_package(bytes: &[u8], package: &str) -> Result<Analysis, Error> {
     let elf = Elf::parse(bytes)?;
-    let (pclntab, located, build_info) = go_tables(&elf)?;
+    let (tables, build_info) = go_tables(&elf)?;
+    let (pclntab, located) = (tables.pclntab, tables.located);
     let go_version = &build_info.go_version;
     if !go_version.at_least(1, 8) {
         return Err(Error::GoTooOld {
@@ -171,6 +178,11 @@ pub fn analyze_package(bytes: &[u8], package: &str) -> Result<Analysis, Error> {
         .zip(found)
         .map(|((function, symbol), found)| report(context, function, symbol, found))
         .collect();
+    let types = moduledata::types(&elf, tables.module, go_version)
+        .map(|(start, bytes)| Types::read(start, bytes, go_version));
+    let no_types = Error::NoConnections {
+        missing: "their table",
+    };
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Ok(Analysis {
         arch: elf.arch(),
@@ -204,6 +216,11 @@ pub fn analyze_package(bytes: &[u8], package: &str) -> Result<Analysis, Error> {
             .filter(|other| other != package)
             .collect(),
         functions,
+        connections: types
+            .as_ref()
+            .ok_or(no_types)
+            .and_then(|types| ConnectionPlan::read(types, package)),
+        goroutine_id: types.as_ref().and_then(connection::goroutine_id),
         build_info,
     })
 }
@@ -238,6 +255,8 @@ impl Analysis {
             write: self.entry_probe(Function::WriteRecordLocked)?,
             read: self.read_probe(preference)?,
             close: self.entry_probe(Function::Close),
+            connections: self.connections.clone(),
+            goroutine_id: self.goroutine_id,
         })
     }
 
@@ -318,16 +337,16 @@ impl Analysis {
 }
 
 /// Function table and build info, or what the file is instead of a Go program that we can read.
-fn go_tables<'data>(elf: &Elf<'data>) -> Result<(Pclntab<'data>, Located, BuildInfo), Error> {
+fn go_tables<'data>(elf: &Elf<'data>) -> Result<(Tables<'data>, BuildInfo), Error> {
     let build_info = BuildInfo::read(elf)?;
     if build_info.as_ref().is_some_and(buildinfo::is_gccgo) {
         return Err(Error::Gccgo);
     }
     match (moduledata::locate(elf), build_info) {
-        (Ok(Some((pclntab, located))), Some(info)) => Ok((pclntab, located, info)),
-        (Ok(Some((pclntab, located))), None) => {
+        (Ok(Some(tables)), Some(info)) => Ok((tables, info)),
+        (Ok(Some(tables)), None) => {
             let version = buildinfo::version_variable(elf).ok_or(Error::NoGoVersion)?;
-            Ok((pclntab, located, BuildInfo::without_modules(version)))
+            Ok((tables, BuildInfo::without_modules(version)))
         }
         (Err(error), Some(_)) => Err(error),
         (Err(error), None) => Err(other_toolchain(elf).unwrap_or(error)),

@@ -165,6 +165,16 @@ pub enum Error {
         problem: String,
     },
 
+    /// Nothing can be said about a connection but what it carries.
+    #[error(
+        "what describes connections in memory was not found in the executable's type descriptors: \
+         {missing} is missing"
+    )]
+    NoConnections {
+        /// What was looked for last.
+        missing: &'static str,
+    },
+
     /// The code passes arguments in another way than this version of Go does.
     #[error(
         "built by {go_version} for {arch}, but the code of {symbol} follows another calling \

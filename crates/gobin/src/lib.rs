@@ -22,11 +22,13 @@ mod arm64;
 mod buildinfo;
 mod bytes;
 mod code;
+mod connection;
 pub mod elf;
 mod error;
 mod moduledata;
 mod pclntab;
 mod plan;
+mod rtype;
 mod sites;
 mod version;
 
@@ -37,6 +39,9 @@ pub use analysis::{
     analyze, analyze_package,
 };
 pub use buildinfo::BuildInfo;
+pub use connection::{
+    ConnectionPlan, DynamicType, SocketLayout, TcpAddrLayout, TlsConnLayout, TypeRole,
+};
 pub use error::{Error, Table};
 pub use moduledata::Located;
 pub use pclntab::Generation;

@@ -8,7 +8,7 @@ use crate::bytes::u64_at;
 use crate::elf::Elf;
 use crate::error::Table;
 use crate::pclntab::{Generation, Header, Pclntab, candidates};
-use crate::{Error, Vaddr};
+use crate::{Error, GoVersion, Vaddr};
 
 /// How the function table was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,15 +39,26 @@ const MAX_HEADERS: usize = 32;
 /// Pointers to one table that are looked at. Real programs have one or two.
 const MAX_POINTERS: usize = 64;
 
+/// The tables that the runtime uses.
+#[derive(Debug)]
+pub(crate) struct Tables<'data> {
+    /// The function table.
+    pub(crate) pclntab: Pclntab<'data>,
+    /// How it was found.
+    pub(crate) located: Located,
+    /// Where the module data is that points at it.
+    pub(crate) module: Vaddr,
+}
+
 /// Finds the function table that the runtime uses; `Ok(None)` if there is no trace of one.
-pub(crate) fn locate<'data>(elf: &Elf<'data>) -> Result<Option<(Pclntab<'data>, Located)>, Error> {
+pub(crate) fn locate<'data>(elf: &Elf<'data>) -> Result<Option<Tables<'data>>, Error> {
     let mut problem = None;
     for name in TABLE_SECTIONS {
         let Some(section) = elf.section(name) else {
             continue;
         };
-        match confirm(elf, section.vaddr, section.bytes) {
-            Ok(table) => return Ok(Some((table, Located::Section(name)))),
+        match confirm(elf, section.vaddr, section.bytes, Located::Section(name)) {
+            Ok(tables) => return Ok(Some(tables)),
             Err(error) => problem = Some(error),
         }
     }
@@ -68,8 +79,8 @@ pub(crate) fn locate<'data>(elf: &Elf<'data>) -> Result<Option<(Pclntab<'data>, 
     });
     let mut headers = 0;
     for (vaddr, bytes) in hits.take(MAX_CANDIDATES) {
-        match confirm(elf, vaddr, bytes) {
-            Ok(table) => return Ok(Some((table, Located::Scan))),
+        match confirm(elf, vaddr, bytes, Located::Scan) {
+            Ok(tables) => return Ok(Some(tables)),
             Err(
                 error @ Error::Inconsistent {
                     table: Table::Moduledata,
@@ -93,23 +104,28 @@ fn confirm<'data>(
     elf: &Elf<'data>,
     vaddr: Vaddr,
     bytes: &'data [u8],
-) -> Result<Pclntab<'data>, Error> {
+    located: Located,
+) -> Result<Tables<'data>, Error> {
     let header =
         Header::parse(vaddr, bytes, elf.arch()).map_err(|problem| Error::Inconsistent {
             table: Table::Pclntab,
             at: vaddr,
             problem,
         })?;
-    let text = text_start(elf, &header).ok_or(Error::Inconsistent {
+    let (module, text) = module_and_text(elf, &header).ok_or(Error::Inconsistent {
         table: Table::Moduledata,
         at: vaddr,
         problem: "no module data points at this function table",
     })?;
-    Ok(Pclntab::new(header, text))
+    Ok(Tables {
+        pclntab: Pclntab::new(header, text),
+        located,
+        module,
+    })
 }
 
-/// The text's start from the module data whose first word points at this table.
-fn text_start(elf: &Elf<'_>, header: &Header<'_>) -> Option<Vaddr> {
+/// The address of the module data whose first word points at this table, and the text's start in it.
+fn module_and_text(elf: &Elf<'_>, header: &Header<'_>) -> Option<(Vaddr, Vaddr)> {
     let sections = MODULE_SECTIONS.iter().filter_map(|name| elf.section(name));
     let segments = elf.segments().filter(|s| s.writable);
     let regions = sections
@@ -125,13 +141,13 @@ fn text_start(elf: &Elf<'_>, header: &Header<'_>) -> Option<Vaddr> {
         })
         .filter(|at| at.0.is_multiple_of(8))
         .take(MAX_POINTERS)
-        .find_map(|at| validated_text(elf, header, at))
+        .find_map(|at| Some((at, validated_text(elf, header, at)?)))
         .or_else(|| {
             // Linkers that don't store addends in place (lld).
             elf.relative_relocations()
                 .filter(|&(_, addend)| addend == header.vaddr)
                 .take(MAX_POINTERS)
-                .find_map(|(at, _)| validated_text(elf, header, at))
+                .find_map(|(at, _)| Some((at, validated_text(elf, header, at)?)))
         })
 }
 
@@ -167,4 +183,22 @@ fn validated_text(elf: &Elf<'_>, header: &Header<'_>, at: Vaddr) -> Option<Vaddr
         Generation::Go118 | Generation::Go120 => text.checked_add(first)? == min_pc,
     };
     (ordered && starts_there && elf.is_executable(min_pc)).then_some(text)
+}
+
+/// Where the type descriptors are (`types` to `etypes`), and their bytes.
+pub(crate) fn types<'data>(
+    elf: &Elf<'data>,
+    module: Vaddr,
+    go_version: &GoVersion,
+) -> Option<(Vaddr, &'data [u8])> {
+    let (start, end) = match go_version {
+        v if v.at_least(1, 27) => (296, 312), // typedesclen is in between
+        v if v.at_least(1, 20) => (296, 304),
+        v if v.at_least(1, 16) => (280, 288),
+        _ => (200, 208),
+    };
+    let start = elf.pointer_at(module.checked_add(start)?)?;
+    let end = elf.pointer_at(module.checked_add(end)?)?;
+    let length = end.0.checked_sub(start.0).filter(|&length| length > 0)?;
+    Some((start, elf.bytes_at(start, length)?))
 }

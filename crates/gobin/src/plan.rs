@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{Abi, Arch, Error, FileOffset, GoVersion, Vaddr};
+use crate::{Abi, Arch, ConnectionPlan, Error, FileOffset, GoVersion, Vaddr};
 
 /// The functions of `crypto/tls` that we look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -213,6 +213,10 @@ pub struct ProbePlan {
     pub read: ReadProbe,
     /// `(*Conn).Close`, or why it can't be probed.
     pub close: Result<EntryProbe, Error>,
+    /// Where a connection's addresses and what the handshake agreed on are, or why that isn't known.
+    pub connections: Result<ConnectionPlan, Error>,
+    /// The offset of `goid` in `runtime.g`, in bytes, if it is known.
+    pub goroutine_id: Option<u32>,
 }
 
 /// All that capturing keys needs to know of one executable. At least one of the probes is there.

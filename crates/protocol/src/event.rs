@@ -117,6 +117,9 @@ pub enum Trouble {
     MidStream,
     /// The bytes are not what the protocol prescribes.
     Malformed(&'static str),
+    /// So many fields' names or values are not known, because they were sent before we looked (see
+    /// [`Field::value`]), and no head says so.
+    UnknownFields(usize),
     /// More than we are ready to hold: what, and the limit.
     TooMuch(&'static str, usize),
 }
@@ -127,6 +130,9 @@ impl fmt::Display for Trouble {
             Self::Gap { bytes } => write!(f, "{bytes} bytes are missing"),
             Self::MidStream => f.write_str("the connection was first seen in the middle"),
             Self::Malformed(what) => write!(f, "malformed: {what}"),
+            Self::UnknownFields(count) => {
+                write!(f, "{count} header fields were sent before we looked")
+            }
             Self::TooMuch(what, limit) => write!(f, "{what}: more than the limit of {limit}"),
         }
     }
@@ -171,4 +177,7 @@ pub trait Decoder {
 
     /// Neither side sends any more.
     fn close(&mut self, sink: &mut HttpSink<'_>);
+
+    /// Bytes of memory that it holds beyond its own size.
+    fn held(&self) -> usize;
 }

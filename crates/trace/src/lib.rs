@@ -14,8 +14,14 @@
 //! Memory is bounded by [`Tracker::CONNECTIONS_MAX`] connections, whatever comes.
 #![forbid(unsafe_code)]
 
+mod address;
+mod body_text;
+mod conversations;
 mod escape;
 mod event;
+mod exchange_json;
+mod exchange_text;
+mod har;
 mod hexdump;
 mod json;
 mod keylog;
@@ -23,15 +29,20 @@ mod packets;
 mod pcapng;
 mod text;
 mod time;
+mod tls_names;
 mod tracker;
+mod units;
 
+pub use conversations::{ConversationOptions, Conversations, Plaintext};
 pub use escape::{escape_name, escape_payload};
-pub use event::{Data, Event, Loss, Lost, Place, Sink};
+pub use event::{Closed, Data, Event, Http, Loss, Lost, Opened, Place, Sink};
+pub use har::HarSink;
 pub use hexdump::write_hexdump;
-pub use json::JsonSink;
+pub use json::{JsonSink, LineType};
 pub use keylog::{KeyLines, KeyLog, KeyTotals};
 pub use packets::{PacketSink, PacketTotals};
 pub use pcapng::{Interface, InterfaceStatistics, Packet, PacketDirection, PcapngWriter, Section};
+pub use protocol::{Limits, Redaction};
 pub use text::{Palette, PayloadStyle, TextSink};
 pub use time::Timestamp;
 pub use tracker::{Totals, Tracker};

@@ -1,15 +1,21 @@
-//! Text for people: a header line for each event, then its payload.
+//! Text for people: a header line for each event, then its payload. What HTTP exchanges look like is in
+//! `exchange_text.rs`.
 
 use std::fmt;
 use std::io::{self, Write};
 
-use events::Direction;
+use events::{Address, Agreed, CloseCause, Direction, Role};
 use jiff::tz::TimeZone;
+use protocol::{Notice, Side};
 
+use crate::address::address_text;
+use crate::body_text::BodyText;
 use crate::escape::{escape_name, escape_payload};
-use crate::event::{Data, Event, Loss, Lost, Place, Sink};
+use crate::event::{Closed, Data, Event, Http, Loss, Lost, Opened, Place, Sink, opposite};
+use crate::exchange_text::ExchangeText;
 use crate::hexdump::write_hexdump;
 use crate::time::{TimeFormat, Timestamp};
+use crate::tls_names::{CipherSuite, TlsVersion};
 
 /// How payloads are shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,10 +30,11 @@ pub enum PayloadStyle {
 /// The colours of header lines: ANSI escape sequences, or nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Palette {
-    write: &'static str,
-    read: &'static str,
-    lost: &'static str,
-    reset: &'static str,
+    pub(crate) write: &'static str,
+    pub(crate) read: &'static str,
+    pub(crate) lost: &'static str,
+    connection: &'static str,
+    pub(crate) reset: &'static str,
 }
 
 impl Palette {
@@ -36,6 +43,7 @@ impl Palette {
         write: "",
         read: "",
         lost: "",
+        connection: "",
         reset: "",
     };
     /// For terminals.
@@ -43,6 +51,7 @@ impl Palette {
         write: "\x1b[1;36m",
         read: "\x1b[1;32m",
         lost: "\x1b[1;31m",
+        connection: "\x1b[1;33m",
         reset: "\x1b[0m",
     };
 }
@@ -53,6 +62,8 @@ pub struct TextSink<W> {
     out: W,
     style: PayloadStyle,
     palette: Palette,
+    indent_json: bool,
+    withhold: bool,
     time: TimeFormat,
     /// The payload in hand, escaped.
     escaped: Vec<u8>,
@@ -65,9 +76,58 @@ impl<W: Write> TextSink<W> {
             out,
             style,
             palette,
+            indent_json: false,
+            withhold: false,
             time: TimeFormat::time_of_day(zone),
             escaped: Vec::new(),
         }
+    }
+
+    /// Whether JSON in bodies is indented.
+    pub fn indent_json(mut self, indent: bool) -> Self {
+        self.indent_json = indent;
+        self
+    }
+
+    /// Whether plaintext that is not HTTP is only counted, because nobody knows what secrets are in it.
+    pub fn withhold_plaintext(mut self, withhold: bool) -> Self {
+        self.withhold = withhold;
+        self
+    }
+
+    fn http(&mut self, http: &Http<'_>) -> io::Result<()> {
+        let direction = match http.notice {
+            Notice::Message(_, message) if message.side == Side::Server => {
+                http.requests.map(opposite)
+            }
+            _ => http.requests,
+        };
+        let colour = match (http.notice, direction) {
+            (Notice::Trouble(..), _) => self.palette.lost,
+            (_, Some(Direction::Write)) => self.palette.write,
+            (_, Some(Direction::Read)) | (_, None) => self.palette.read,
+        };
+        let (second, nanoseconds) = self.time.second(http.time);
+        let fraction = nanoseconds / 1000;
+        let (comm, pid) = (escape_name(http.comm), http.pid);
+        write!(
+            self.out,
+            "{colour}{second}.{fraction:06} {comm}[{pid}] #{}",
+            http.connection
+        )?;
+        if let Notice::Trouble(..) = http.notice {
+            self.out.write_all(b" ")?;
+        }
+        let text = ExchangeText {
+            body: BodyText {
+                style: self.style,
+                indent: self.indent_json,
+            },
+            palette: self.palette,
+        };
+        self.escaped.clear();
+        text.notice(&mut self.escaped, http.requests, http.notice);
+        self.out.write_all(&self.escaped)
     }
 
     fn data(&mut self, data: &Data<'_>) -> io::Result<()> {
@@ -95,6 +155,9 @@ impl<W: Write> TextSink<W> {
         }
         if data.truncated > 0 {
             write!(self.out, ", the rest not captured (--tsize)")?;
+        }
+        if self.withhold {
+            return writeln!(self.out, ", not shown{}", self.palette.reset);
         }
         writeln!(self.out, "{}", self.palette.reset)?;
 
@@ -136,27 +199,107 @@ impl<W: Write> TextSink<W> {
         colour: &str,
         place: Option<&Place<'_>>,
     ) -> io::Result<()> {
-        let (second, nanoseconds) = self.time.second(time);
-        write!(self.out, "{colour}{second}.{:06} ", nanoseconds / 1000)?;
+        self.time(time, colour)?;
         let Some(place) = place else { return Ok(()) };
-        let comm = escape_name(place.comm);
+        self.connection(place.comm, place.pid, place.connection)?;
         let arrow = match place.direction {
             Direction::Write => "→",
             Direction::Read => "←",
         };
+        write!(self.out, "{arrow} {} ", place.direction)
+    }
+
+    fn time(&mut self, time: Timestamp, colour: &str) -> io::Result<()> {
+        let (second, nanoseconds) = self.time.second(time);
+        write!(self.out, "{colour}{second}.{:06} ", nanoseconds / 1000)
+    }
+
+    fn connection(&mut self, comm: &[u8], pid: u32, number: u64) -> io::Result<()> {
+        write!(self.out, "{}[{pid}] #{number} ", escape_name(comm))
+    }
+
+    fn opened(&mut self, opened: &Opened<'_>) -> io::Result<()> {
+        self.time(opened.time, self.palette.connection)?;
+        self.connection(opened.comm, opened.pid, opened.connection)?;
+        let begun = if opened.from_start {
+            "opened"
+        } else {
+            "seen in the middle"
+        };
+        write!(self.out, "{begun}: ")?;
+        self.ends(opened)?;
+        if let Some(agreed) = &opened.agreed {
+            self.agreed(agreed)?;
+        }
+        writeln!(self.out, "{}", self.palette.reset)
+    }
+
+    /// `server 10.0.0.1:443 ← 10.0.0.9:51234`: the arrow goes from the client to the server.
+    fn ends(&mut self, opened: &Opened<'_>) -> io::Result<()> {
+        let role = opened.agreed.map(|agreed| agreed.role);
+        if let Some(role) = role {
+            write!(self.out, "{role} ")?;
+        }
+        if opened.local.is_none() && opened.remote.is_none() {
+            return write!(self.out, "addresses unknown");
+        }
+        let shown = |address: &Option<Address<'_>>| match address {
+            Some(address) => escape_name(&address_text(address)).into_owned(),
+            None => "?".to_owned(),
+        };
+        let arrow = match role {
+            Some(Role::Client) => "→",
+            Some(Role::Server) => "←",
+            None => "–",
+        };
+        let (local, remote) = (shown(&opened.local), shown(&opened.remote));
+        write!(self.out, "{local} {arrow} {remote}")
+    }
+
+    fn agreed(&mut self, agreed: &Agreed<'_>) -> io::Result<()> {
+        let (version, suite) = (agreed.version, agreed.cipher_suite);
         write!(
             self.out,
-            "{comm}[{}] #{} {arrow} {} ",
-            place.pid, place.connection, place.direction
-        )
+            ", TLS {}, {}",
+            TlsVersion(version),
+            CipherSuite(suite)
+        )?;
+        if let Some(protocol) = agreed.protocol {
+            write!(self.out, ", ALPN {}", escape_name(protocol))?;
+        }
+        if let Some(name) = agreed.server_name {
+            write!(self.out, ", SNI {}", escape_name(name))?;
+        }
+        if agreed.resumed {
+            write!(self.out, ", resumed")?;
+        }
+        Ok(())
+    }
+
+    fn closed(&mut self, closed: &Closed<'_>) -> io::Result<()> {
+        self.time(closed.time, self.palette.connection)?;
+        self.connection(closed.comm, closed.pid, closed.connection)?;
+        match closed.cause {
+            CloseCause::Called => {
+                let seconds = closed.duration.as_secs_f64();
+                write!(self.out, "closed after {seconds:.3} s: ")?;
+            }
+            CloseCause::Dropped => write!(self.out, "dropped without Close: ")?,
+        }
+        let [written, read] = closed.bytes.map(Bytes);
+        let reset = self.palette.reset;
+        writeln!(self.out, "{written} written, {read} read{reset}")
     }
 }
 
 impl<W: Write> Sink for TextSink<W> {
     fn event(&mut self, event: &Event<'_>) -> io::Result<()> {
         match event {
+            Event::Opened(opened) => self.opened(opened),
             Event::Data(data) => self.data(data),
             Event::Lost(lost) => self.lost(lost),
+            Event::Http(http) => self.http(http),
+            Event::Closed(closed) => self.closed(closed),
         }
     }
 

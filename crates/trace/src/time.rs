@@ -22,6 +22,16 @@ impl Timestamp {
     }
 }
 
+/// A point in time by itself, as RFC 3339 in UTC: ns since 1970-01-01 UTC.
+pub(crate) fn rfc3339(ns: i64) -> String {
+    let (second, nanoseconds) = Timestamp(ns).split();
+    let timestamp = jiff::Timestamp::from_second(second).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    format!(
+        "{}.{nanoseconds:09}Z",
+        timestamp.strftime("%Y-%m-%dT%H:%M:%S")
+    )
+}
+
 /// Writes timestamps. Events come in bursts, so what is above the second is computed once a second.
 #[derive(Debug)]
 pub(crate) struct TimeFormat {

@@ -5,11 +5,12 @@
 
 use std::io;
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
-use events::{CloseRecord, DataRecord, Direction, Header, Missing, Record};
+use events::{CloseRecord, ConnectionRecord, DataRecord, Direction, Header, Missing, Record};
 use lru::LruCache;
 
-use crate::event::{Data, Event, Loss, Lost, Place, Sink};
+use crate::event::{Closed, Data, Event, Loss, Lost, Opened, Place, Sink};
 use crate::time::Timestamp;
 
 /// What passed through a [`Tracker`].
@@ -54,6 +55,8 @@ impl Key {
 #[derive(Debug)]
 struct Connection {
     number: u64,
+    /// It has been told what it connects.
+    opened: bool,
     /// Indexed by [`Direction::index`].
     streams: [Stream; 2],
 }
@@ -102,6 +105,7 @@ impl Tracker {
     ) -> io::Result<()> {
         let time = Timestamp::from_monotonic(record.time_ns(), realtime_offset_ns);
         match record {
+            Record::Connection(record) => self.open(record, time, sink),
             Record::Data(record) => self.data(record, time, sink),
             Record::Close(record) => self.close(record, time, sink),
             // These belong to no connection that we know.
@@ -131,6 +135,31 @@ impl Tracker {
             bytes,
             records,
             reason: Loss::BufferFull,
+        }))
+    }
+
+    fn open(
+        &mut self,
+        record: &ConnectionRecord<'_>,
+        time: Timestamp,
+        sink: &mut impl Sink,
+    ) -> io::Result<()> {
+        let connection = self.connection(&record.header);
+        // Two threads of the program that used it first at the same time have told of it twice.
+        if std::mem::replace(&mut connection.opened, true) {
+            return Ok(());
+        }
+        sink.event(&Event::Opened(Opened {
+            time,
+            pid: record.header.pid,
+            tid: record.header.tid,
+            comm: record.header.comm(),
+            connection: connection.number,
+            from_start: record.from_start,
+            fd: record.fd,
+            local: record.local,
+            remote: record.remote,
+            agreed: record.agreed,
         }))
     }
 
@@ -173,6 +202,7 @@ impl Tracker {
                 } else {
                     0
                 },
+                goroutine: record.goroutine,
                 payload: record.payload,
             }))?;
         }
@@ -208,8 +238,33 @@ impl Tracker {
             };
             self.advance(&record.header, direction, end, end, time, sink)?;
         }
+        let number = self.connection(&record.header).number;
         self.connections.pop(&Key::of(&record.header));
-        Ok(())
+        let header = &record.header;
+        let duration = header.time_ns.saturating_sub(header.first_seen_ns);
+        sink.event(&Event::Closed(Closed {
+            time,
+            pid: header.pid,
+            tid: header.tid,
+            comm: header.comm(),
+            connection: number,
+            bytes: record.stream_length,
+            duration: Duration::from_nanos(duration),
+            cause: record.cause,
+        }))
+    }
+
+    /// The connection that a record belongs to; a new one if it is not known.
+    fn connection(&mut self, header: &Header) -> &mut Connection {
+        let totals = &mut self.totals;
+        self.connections.get_or_insert_mut(Key::of(header), || {
+            totals.connections += 1;
+            Connection {
+                number: totals.connections,
+                opened: false,
+                streams: Default::default(),
+            }
+        })
     }
 
     /// Moves a stream on to `end`, from where it was to `begin` first: that is a gap if there is
@@ -223,14 +278,7 @@ impl Tracker {
         time: Timestamp,
         sink: &mut impl Sink,
     ) -> io::Result<Place<'a>> {
-        let totals = &mut self.totals;
-        let connection = self.connections.get_or_insert_mut(Key::of(header), || {
-            totals.connections += 1;
-            Connection {
-                number: totals.connections,
-                streams: Default::default(),
-            }
-        });
+        let connection = self.connection(header);
         let expected = std::mem::replace(&mut connection.streams[direction.index()], end);
         let place = Place {
             pid: header.pid,
@@ -242,8 +290,8 @@ impl Tracker {
         let bytes = begin.offset.saturating_sub(expected.offset);
         if bytes > 0 {
             let records = u64::from(begin.sequence.wrapping_sub(expected.sequence));
-            totals.lost_records += records;
-            totals.lost_bytes += bytes;
+            self.totals.lost_records += records;
+            self.totals.lost_bytes += bytes;
             let (place, reason) = (Some(place), Loss::BufferFull);
             sink.event(&Event::Lost(Lost {
                 time,
@@ -259,6 +307,7 @@ impl Tracker {
 
 #[cfg(test)]
 mod tests {
+    use events::{Address, Agreed, CloseCause, Role};
     use jiff::tz::TimeZone;
 
     use super::*;
@@ -299,6 +348,7 @@ mod tests {
             sequence,
             payload,
             omitted: None,
+            goroutine: Some(34),
         }
     }
 
@@ -342,6 +392,101 @@ mod tests {
         );
     }
 
+    fn connection<'a>(local: Address<'a>, remote: Option<Address<'a>>) -> ConnectionRecord<'a> {
+        ConnectionRecord {
+            header: header(1, 3_721_499_995_567),
+            from_start: true,
+            fd: Some(7),
+            local: Some(local),
+            remote,
+            agreed: Some(Agreed {
+                role: Role::Server,
+                version: 0x0304,
+                cipher_suite: 0x1301,
+                resumed: false,
+                server_name: Some(b"greeter.test\x1b"),
+                protocol: Some(b"h2"),
+            }),
+        }
+    }
+
+    fn tcp(ip: &str, port: u16) -> Address<'static> {
+        Address::Tcp {
+            ip: ip.parse().unwrap(),
+            port,
+            zone: b"",
+        }
+    }
+
+    #[test]
+    fn text_shows_where_a_connection_begins_and_ends() {
+        let opened = connection(tcp("10.0.0.1", 443), Some(tcp("2001:db8::1", 50_000)));
+        let mut client = connection(Address::Unix(b"@"), Some(Address::Unix(b"/run/x.sock")));
+        client.header = header(2, 5);
+        client.from_start = false;
+        client.agreed = client.agreed.map(|_| Agreed {
+            role: Role::Client,
+            version: 0x0303,
+            cipher_suite: 0xabcd,
+            resumed: true,
+            server_name: None,
+            protocol: None,
+        });
+        let unknown = ConnectionRecord {
+            header: header(3, 5),
+            from_start: true,
+            fd: None,
+            local: None,
+            remote: None,
+            agreed: None,
+        };
+        let close = |header, cause| {
+            Record::Close(CloseRecord {
+                header,
+                stream_length: [0, 1],
+                sequence: [0, 1],
+                cause,
+            })
+        };
+        let one = DataRecord {
+            direction: Direction::Read,
+            ..data(opened.header, 0, 0, b"a")
+        };
+        let records = [
+            Record::Connection(opened),
+            // Another thread tells of it too.
+            Record::Connection(opened),
+            Record::Data(one),
+            close(opened.header, CloseCause::Called),
+            Record::Connection(client),
+            Record::Connection(unknown),
+            close(unknown.header, CloseCause::Dropped),
+        ];
+        let (text, totals) = shown(PayloadStyle::Text, &records, (0, 0));
+        let begin = "01:02:03.000004 ca\\x1bddy[42]";
+        let expected = [
+            format!(
+                "{begin} #1 opened: server 10.0.0.1:443 \u{2190} [2001:db8::1]:50000, TLS 1.3, \
+                 TLS_AES_128_GCM_SHA256, ALPN h2, SNI greeter.test\\x1b"
+            ),
+            format!("{begin} #1 \u{2190} read 1 byte"),
+            "a".to_owned(),
+            format!("{begin} #1 closed after 1.500 s: 0 bytes written, 1 byte read"),
+            format!(
+                "{begin} #2 seen in the middle: client @ \u{2192} /run/x.sock, TLS 1.2, 0xabcd, \
+                 resumed"
+            ),
+            format!("{begin} #3 opened: addresses unknown"),
+            format!(
+                "{begin} #3 \u{2190} read 1 byte lost in 1 record: the buffer was full \
+                     (--mapsize makes it larger)"
+            ),
+            format!("{begin} #3 dropped without Close: 0 bytes written, 1 byte read"),
+        ];
+        assert_eq!(text.lines().collect::<Vec<_>>(), expected);
+        assert_eq!(totals.connections, 3);
+    }
+
     #[test]
     fn hex_dump_counts_from_the_start_of_the_call() {
         let part = DataRecord {
@@ -377,6 +522,7 @@ mod tests {
                 header: header(1, 5),
                 stream_length: [135, 7],
                 sequence: [6, 1],
+                cause: CloseCause::Called,
             }),
         ];
         // One more loss, of which no record tells.

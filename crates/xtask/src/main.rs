@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::setup::{self, Group};
-use xtask::{bench, demo, dist, matrix, test, vm};
+use xtask::{bench, demo, dist, fuzz, matrix, test, vm};
 
 /// The project's chores. Each does its own set-up: on Debian and Ubuntu it installs what is
 /// missing, Go toolchains go to a cache directory (`ECAPTURE_CACHE_DIR`, else
@@ -31,6 +31,8 @@ enum Chore {
     Test(test::Options),
     /// Measure what capturing costs: a Markdown table on standard output
     Bench(bench::Options),
+    /// Look for input that breaks a parser
+    Fuzz(fuzz::Options),
     /// Pack a statically linked ecapture for users: a tarball in target/dist
     Dist(dist::Options),
     /// Run the live tests on other kernels, in emulated virtual machines
@@ -57,6 +59,7 @@ fn run(chore: Chore) -> Result<()> {
         Chore::Demo { duration } => demo::run(duration),
         Chore::Test(options) => test::run(&options),
         Chore::Bench(options) => bench::run(&options),
+        Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Dist(options) => dist::run(&options),
         Chore::Vm(options) => vm::run(&options),
         Chore::Setup => setup::ensure(Group::Test),

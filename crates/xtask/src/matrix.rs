@@ -212,7 +212,7 @@ impl Variant {
         }
     }
 
-    const fn flags(self) -> &'static [&'static str] {
+    pub(crate) const fn flags(self) -> &'static [&'static str] {
         match self {
             Self::Default | Self::Arm64 => &[],
             Self::Stripped => &["-ldflags=-s -w", "-trimpath"],
@@ -452,11 +452,17 @@ fn directory_name() -> Result<String> {
             hash.update(&fs::read(&file).with_context(|| file.display().to_string())?);
         }
     }
-    Ok(format!("binaries-{:016x}", hash.0))
+    Ok(format!("binaries-{hash}"))
 }
 
 /// FNV-1a, 64 bits: the same in every build, unlike the standard library's hash.
-struct Fnv(u64);
+pub(crate) struct Fnv(u64);
+
+impl fmt::Display for Fnv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
 
 impl Default for Fnv {
     fn default() -> Self {
@@ -466,7 +472,7 @@ impl Default for Fnv {
 
 impl Fnv {
     /// Adds a part and its length, so that parts don't run together.
-    fn update(&mut self, part: &[u8]) {
+    pub(crate) fn update(&mut self, part: &[u8]) {
         for byte in part
             .iter()
             .copied()

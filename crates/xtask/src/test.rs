@@ -12,7 +12,7 @@ use crate::cargo::{cargo, workspace};
 use crate::matrix::{self, GoRelease, Program};
 use crate::setup::{self, Group};
 use crate::toolchain::Toolchain;
-use crate::{cache, run};
+use crate::{cache, dependencies, run, standalone};
 
 /// What to run of it
 #[derive(Args, Clone, Debug, Default)]
@@ -74,6 +74,7 @@ pub fn run(options: &Options) -> Result<()> {
         });
         stages.run("clang-format", clang_format);
         if !options.quick {
+            stages.run("dependencies", dependencies::check);
             stages.run("gofmt", gofmt);
         }
     }
@@ -166,6 +167,11 @@ fn gofmt() -> Result<()> {
     let sources: Vec<PathBuf> = Program::ALL
         .iter()
         .map(|program| program.source())
+        .chain(
+            standalone::Program::ALL
+                .iter()
+                .map(|program| program.source()),
+        )
         .collect();
     let wrong = run::output(Command::new(gofmt).arg("-l").args(sources))?;
     if !wrong.is_empty() {

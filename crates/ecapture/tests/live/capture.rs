@@ -92,6 +92,11 @@ impl Capture {
         Ok(())
     }
 
+    /// Whether it has shown something by now.
+    pub(crate) fn has_shown_data(&self) -> bool {
+        !self.child.so_far(Stream::Stdout).is_empty()
+    }
+
     /// Ends it as a service manager would.
     pub(crate) fn stop(self) -> Result<Captured> {
         self.stop_by(Signal::TERM)
@@ -168,8 +173,37 @@ impl Summary {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub(crate) enum Line {
+    Connection(Opened),
     Data(Data),
     Lost(Lost),
+    Close(Closed),
+}
+
+/// What a connection connects, and what its ends agreed on.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct Opened {
+    pub(crate) conn: u64,
+    pub(crate) network: Option<String>,
+    pub(crate) local: Option<String>,
+    pub(crate) remote: Option<String>,
+    pub(crate) fd: Option<u32>,
+    pub(crate) role: Option<String>,
+    pub(crate) tls_version: Option<String>,
+    pub(crate) cipher_suite: Option<String>,
+    pub(crate) resumed: Option<bool>,
+    pub(crate) sni: Option<String>,
+    pub(crate) alpn: Option<String>,
+    pub(crate) from_start: bool,
+}
+
+/// The end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct Closed {
+    pub(crate) conn: u64,
+    pub(crate) cause: String,
+    pub(crate) written: u64,
+    pub(crate) read: u64,
+    pub(crate) duration_ns: u64,
 }
 
 /// Plaintext of a call, or of a part of a long one.
@@ -187,6 +221,7 @@ pub(crate) struct Data {
     pub(crate) call_length: u64,
     #[serde(default)]
     pub(crate) truncated: u64,
+    pub(crate) goroutine: Option<u64>,
     data_base64: String,
     #[serde(skip)]
     pub(crate) payload: Vec<u8>,
@@ -271,6 +306,7 @@ impl Captured {
         for line in self.lines() {
             let data = match line? {
                 Line::Data(data) => data,
+                Line::Connection(_) | Line::Close(_) => continue,
                 Line::Lost(lost) => anyhow::bail!("{lost:?}, {:?}", self.summary),
             };
             let pid = *pids.entry(data.conn).or_insert(data.pid);

@@ -14,21 +14,26 @@ use xtask::process::patient;
 use crate::capture::{Capture, Signal};
 use crate::exchange::{LONG, Program};
 
-/// The target checks what it receives; it must not see a wrong byte. Two hundred times in all.
+/// The target checks what it receives; it must not see a wrong byte. Some two hundred times in all.
 fn attaching_and_detaching_does_no_harm(
     release: GoRelease,
-    read_site: &str,
+    probes: &str,
     times_in_all: usize,
 ) -> Result<()> {
     let program = Program::new(release, Variant::Default)?;
     // Little to write, so that most of the time goes into the probes.
-    let flags = format!("--read-site {read_site} --mapsize 64 --tsize 1");
+    let flags = format!("{probes} --mapsize 64 --tsize 1");
     let mut times = 0;
     let mut under_load = 0;
     while times < times_in_all {
         let mut target = program.start("-conns 4 -minseconds 10 -sizes 1,100,16385")?;
         while times < times_in_all && !target.has_ended()? {
-            let seen = Capture::of(&program.path(), &flags)?.stop()?.summary;
+            let capture = Capture::of(&program.path(), &flags)?;
+            // Unless the target is at its end.
+            while !capture.has_shown_data() && !target.has_ended()? {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let seen = capture.stop()?.summary;
             ensure!(seen.unreadable_events == 0, "{seen:?}");
             under_load += usize::from(seen.events > 0);
             times += 1;
@@ -45,25 +50,56 @@ fn attaching_and_detaching_does_no_harm(
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn attaching_and_detaching_does_no_harm_to_the_oldest_release() -> Result<()> {
-    attaching_and_detaching_does_no_harm(GoRelease::OLDEST, "copy", 80)
+    attaching_and_detaching_does_no_harm(GoRelease::OLDEST, "--read-site copy", 80)
 }
 
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn attaching_and_detaching_does_no_harm_to_the_newest_release() -> Result<()> {
-    attaching_and_detaching_does_no_harm(GoRelease::NEWEST, "copy", 80)
+    attaching_and_detaching_does_no_harm(GoRelease::NEWEST, "--read-site copy", 80)
 }
 
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn attaching_to_returns_and_detaching_does_no_harm_to_the_oldest_release() -> Result<()> {
-    attaching_and_detaching_does_no_harm(GoRelease::OLDEST, "ret", 20)
+    attaching_and_detaching_does_no_harm(GoRelease::OLDEST, "--read-site ret", 20)
 }
 
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn attaching_to_returns_and_detaching_does_no_harm_to_the_newest_release() -> Result<()> {
-    attaching_and_detaching_does_no_harm(GoRelease::NEWEST, "ret", 20)
+    attaching_and_detaching_does_no_harm(GoRelease::NEWEST, "--read-site ret", 20)
+}
+
+/// As on kernels before 6.6.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn attaching_and_detaching_perf_uprobes_does_no_harm() -> Result<()> {
+    for release in [GoRelease::OLDEST, GoRelease::NEWEST] {
+        attaching_and_detaching_does_no_harm(release, "--uprobes perf", 20)?;
+    }
+    Ok(())
+}
+
+/// Neither those of other processes nor those of other threads: a breakpoint costs the one that runs
+/// into it, whatever comes of it, and a Go program's calls come from any of its threads.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn of_several_processes_only_the_one_asked_for_is_probed() -> Result<()> {
+    for kind in ["auto", "perf"] {
+        let program = Program::newest()?;
+        let mut target = program.start("-hold -conns 4 -seed 2")?;
+        let mut other = program.start("-hold -linger")?;
+        let capture = Capture::of_pid(target.pid(), &format!("--uprobes {kind}"))?;
+        target.go()?;
+        other.go()?;
+        other.wait_until_done()?;
+        assert_eq!(changed_code(other.pid(), &program.path())?, [], "{kind}");
+        let log = target.finish()?.connections();
+        capture.finish()?.connections()?.assert_equal(&log);
+        other.finish()?;
+    }
+    Ok(())
 }
 
 /// While a capture runs, the code differs from the file by its breakpoints; afterwards not at all.

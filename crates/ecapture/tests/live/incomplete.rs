@@ -64,6 +64,7 @@ fn every_lost_byte_is_counted_where_it_is_missing() -> Result<()> {
     let (mut lost_records, mut lost_bytes) = (0, 0);
     for line in captured.lines() {
         match line? {
+            Line::Connection(_) | Line::Close(_) => {}
             Line::Data(data) => {
                 let seen = seen.entry((data.conn, data.direction)).or_default();
                 assert_eq!(data.offset, seen.end, "a gap that nobody mentions");

@@ -204,7 +204,7 @@ fn a_full_disk_is_an_error_that_names_the_file() -> Result<()> {
 /// As Wireshark does, which decrypts while both are running.
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
-fn keys_are_there_within_a_second_of_the_handshake() -> Result<()> {
+fn keys_are_there_soon_after_the_handshake() -> Result<()> {
     let program = Program::newest()?;
     let dir = tempfile::tempdir()?;
     let keys = dir.path().join("keys");
@@ -213,7 +213,7 @@ fn keys_are_there_within_a_second_of_the_handshake() -> Result<()> {
     for sessions in 1..=3 {
         program.run("-sizes 100 -tls 1.3")?;
         let mut lines = 0;
-        follower.wait_for_line(Stream::Stdout, Duration::from_secs(1), |_| {
+        follower.wait_for_line(Stream::Stdout, Duration::from_secs(5), |_| {
             lines += 1;
             lines == 4 * sessions
         })?;

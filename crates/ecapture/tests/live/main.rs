@@ -8,7 +8,9 @@
 #![forbid(unsafe_code)]
 
 mod capture;
+mod connections;
 mod decryption;
+mod doctor;
 mod exact;
 mod exchange;
 mod harmless;
@@ -17,9 +19,11 @@ mod incomplete;
 mod inspect;
 mod keylog;
 mod keylog_file;
+mod list;
 mod output;
 mod payload;
 mod pcap;
+mod privileges;
 mod process;
 mod third_party;
 mod wireshark;

@@ -19,8 +19,9 @@ use crate::keylog::KeyLog;
 use crate::wireshark::Recording;
 use crate::wrong_input::FAILED;
 
-/// How late a packet may be in the file. They wait half a second for their keys.
-const SOON: Duration = Duration::from_millis(1500);
+/// How late a packet may be in the file: they wait half a second for their keys, and a busy machine
+/// takes its time.
+const SOON: Duration = Duration::from_secs(5);
 
 /// As Wireshark follows it: `ecapture gotls -m pcap -w - | wireshark -k -i -`
 #[test]
@@ -40,8 +41,9 @@ fn a_reader_of_standard_output_sees_packets_soon() -> Result<()> {
         let before = blocks(&mut capture)?.len();
         asked.extend(parties.ask(server.addr(), "-requests 1")?);
         let answered = Instant::now();
-        // The last packet of such a connection is not known; those of the request come before.
-        while blocks(&mut capture)?.len() < before + 8 {
+        // How many packets a request takes depends on how acknowledgements are put together; the
+        // opening of a connection alone takes three, and its keys a block.
+        while blocks(&mut capture)?.len() < before + 5 {
             ensure!(
                 answered.elapsed() < patient(SOON),
                 "{:?}",

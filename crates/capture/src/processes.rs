@@ -1,0 +1,233 @@
+//! The processes that run now, as `/proc` shows them.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::executable::Identity;
+use crate::{Error, Process};
+
+/// A process and what it can be chosen by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessInfo {
+    /// Process id, in our own pid namespace.
+    pub pid: u32,
+    /// Its real user's number.
+    pub uid: u32,
+    /// The name of its first thread; not necessarily text.
+    pub comm: Vec<u8>,
+    /// Path of its executable as its own mount namespace has it; for people. The kernel appends
+    /// ` (deleted)` if that is so.
+    pub executable: PathBuf,
+    /// Which file it executes.
+    pub identity: Identity,
+    /// When this file was last changed, in ns since 1970: one that was replaced may have got the inode
+    /// number of the one before.
+    pub changed_ns: i128,
+    /// Its cgroup, as a path from the root of the cgroup v2 hierarchy; else of the first v1 hierarchy
+    /// that says more than `/`.
+    pub cgroup: PathBuf,
+}
+
+impl ProcessInfo {
+    /// Looks at one process. `None` if it has no executable: a kernel thread, or one that has ended.
+    pub fn of(pid: u32) -> Result<Option<Self>, Error> {
+        let directory = PathBuf::from(format!("/proc/{pid}"));
+        match Self::read(pid, &directory) {
+            Ok(info) => Ok(Some(info)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            // A process that ends while we look at it.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Err(Error::MissingCapabilities {
+                    what: "look at other users' processes",
+                    missing: "CAP_SYS_PTRACE".into(),
+                })
+            }
+            Err(source) => Err(Error::Process {
+                pid,
+                what: "looking at it",
+                source,
+            }),
+        }
+    }
+
+    fn read(pid: u32, directory: &Path) -> io::Result<Self> {
+        let link = directory.join("exe");
+        let executable = fs::read_link(&link)?;
+        let file = fs::metadata(&link)?;
+        let mut comm = fs::read(directory.join("comm"))?;
+        comm.truncate(comm.trim_ascii_end().len());
+        Ok(Self {
+            pid,
+            uid: real_user(pid).ok_or(io::ErrorKind::NotFound)?,
+            comm,
+            executable,
+            identity: Identity::of(&file),
+            changed_ns: i128::from(file.ctime()) * 1_000_000_000 + i128::from(file.ctime_nsec()),
+            cgroup: cgroup(&fs::read(directory.join("cgroup"))?),
+        })
+    }
+
+    /// Holds on to the process.
+    pub fn open(&self) -> Result<Process, Error> {
+        Process::open(self.pid)
+    }
+}
+
+/// All processes that have an executable and may be looked at, and how many may not.
+pub fn running() -> Result<(Vec<ProcessInfo>, usize), Error> {
+    let (mut found, mut hidden) = (Vec::new(), 0);
+    for pid in pids()? {
+        match ProcessInfo::of(pid) {
+            Ok(info) => found.extend(info),
+            Err(Error::MissingCapabilities { .. }) => hidden += 1,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((found, hidden))
+}
+
+/// The processes that run one file, of one user; or all.
+pub(crate) fn running_file(
+    executable: Option<Identity>,
+    uid: Option<u32>,
+) -> Result<Vec<u32>, Error> {
+    let mut pids = pids()?;
+    pids.retain(|&pid| {
+        executable.is_none_or(|wanted| identity(pid) == Some(wanted))
+            && uid.is_none_or(|wanted| real_user(pid) == Some(wanted))
+    });
+    Ok(pids)
+}
+
+/// All processes, in the order of their ids.
+fn pids() -> Result<Vec<u32>, Error> {
+    let failed = |source| Error::System {
+        what: "listing the processes in /proc",
+        source,
+    };
+    let mut pids = Vec::new();
+    for entry in fs::read_dir("/proc").map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        pids.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
+    }
+    pids.sort_unstable();
+    Ok(pids)
+}
+
+/// Which file a process runs; `None` for those that have ended, and for kernel threads.
+fn identity(pid: u32) -> Option<Identity> {
+    let file = fs::metadata(format!("/proc/{pid}/exe")).ok()?;
+    Some(Identity::of(&file))
+}
+
+/// The user that `bpf_get_current_uid_gid` tells: the first number of proc(5), status, "Uid".
+pub(crate) fn real_user(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// A line of `/proc/PID/cgroup` is `number:controllers:path`; cgroup v2's has the number 0 and no
+/// controllers (cgroups(7)).
+fn cgroup(lines: &[u8]) -> PathBuf {
+    let paths = lines.split(|&byte| byte == b'\n').filter_map(|line| {
+        let mut fields = line.splitn(3, |&byte| byte == b':');
+        let number = fields.next()?;
+        let path = fields.nth(1)?;
+        Some((number == b"0", path))
+    });
+    let (mut second, mut first) = (None, None);
+    for (is_second, path) in paths {
+        if is_second {
+            second = Some(path);
+        } else if path != b"/" && first.is_none() {
+            first = Some(path);
+        }
+    }
+    // In a hybrid set-up the v2 hierarchy may know nothing.
+    let path = match (second, first) {
+        (Some(path), _) if path != b"/" => path,
+        (_, Some(path)) => path,
+        _ => b"/",
+    };
+    PathBuf::from(OsString::from_vec(path.to_vec()))
+}
+
+/// What a process's environment says of a variable, if we may look.
+pub fn environment_variable(pid: u32, name: &str) -> Option<OsString> {
+    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    environment
+        .split(|&byte| byte == 0)
+        .filter_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+        .map(|value| OsStr::from_bytes(value).to_owned())
+        .next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn we_are_running() {
+        let (found, _) = running().unwrap();
+        let ourselves = found
+            .iter()
+            .find(|info| info.pid == std::process::id())
+            .unwrap();
+        assert_eq!(ourselves.executable, std::env::current_exe().unwrap());
+        assert_eq!(ourselves.uid, rustix::process::getuid().as_raw());
+        assert!(!ourselves.comm.is_empty());
+        assert!(found.is_sorted_by_key(|info| info.pid));
+    }
+
+    #[test]
+    fn own_process_is_among_those_that_run_our_file() {
+        let ours = std::process::id();
+        let identity = identity(ours);
+        assert!(identity.is_some());
+        let user = rustix::process::getuid().as_raw();
+        assert!(running_file(identity, Some(user)).unwrap().contains(&ours));
+        assert!(
+            !running_file(identity, Some(user + 1))
+                .unwrap()
+                .contains(&ours)
+        );
+        let other = Identity {
+            device: 0,
+            inode: 0,
+        };
+        assert_eq!(running_file(Some(other), None).unwrap(), []);
+    }
+
+    #[test]
+    fn cgroup_is_found_in_every_set_up() {
+        let cgroup = |lines: &str| cgroup(lines.as_bytes()).display().to_string();
+        assert_eq!(
+            cgroup("0::/system.slice/x.service\n"),
+            "/system.slice/x.service"
+        );
+        assert_eq!(
+            cgroup("5:cpu,cpuacct:/docker/abc\n1:name=systemd:/\n0::/\n"),
+            "/docker/abc"
+        );
+        assert_eq!(cgroup("0::/a:b\n"), "/a:b");
+        assert_eq!(cgroup(""), "/");
+    }
+
+    #[test]
+    fn a_process_without_executable_is_no_error() {
+        assert_eq!(ProcessInfo::of(u32::MAX).unwrap(), None);
+    }
+
+    #[test]
+    fn environment_is_readable() {
+        let path = environment_variable(std::process::id(), "PATH");
+        assert_eq!(path, std::env::var_os("PATH"));
+        assert_eq!(environment_variable(std::process::id(), "PAT"), None);
+    }
+}

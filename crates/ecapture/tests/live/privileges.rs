@@ -1,0 +1,235 @@
+//! The least privilege: what README documents is enough to begin, with less the error names what is
+//! missing, and once everything is attached hardly anything is kept.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use xtask::process::Child;
+
+use crate::capture::{Capture, ecapture};
+use crate::exchange::{LONG, NOBODY, Program};
+use crate::wrong_input::{FAILED, refused};
+
+/// Capabilities by name, as setpriv(1) knows them.
+const TRACE: &[&str] = &["bpf", "perfmon"];
+const PACKETS: &[&str] = &["bpf", "perfmon", "net_admin"];
+
+/// What runs ecapture as an ordinary user with these capabilities, and no others to be had.
+fn as_nobody(ecapture: &Program, capabilities: &[&str]) -> Command {
+    let named = capabilities.iter().map(|name| format!(",+{name}"));
+    let only = format!("-all{}", named.collect::<String>());
+    let mut command = Command::new("setpriv");
+    command.args([format!("--reuid={NOBODY}"), format!("--regid={NOBODY}")]);
+    command.args(["--clear-groups", "--inh-caps", &only]);
+    command.args(["--ambient-caps", &only, "--bounding-set", &only]);
+    command.arg(ecapture.path()).arg("gotls");
+    command
+}
+
+/// A copy, because an ordinary user may not get at the checkout.
+fn copy_of_ecapture() -> Result<Program> {
+    Program::copy_of(Path::new(env!("CARGO_BIN_EXE_ecapture")))
+}
+
+/// The modes with what they take.
+const MODES: [(&str, &[&str]); 3] = [
+    ("--format json", TRACE),
+    ("-m keylog -k -", TRACE),
+    ("-m pcap -w - -i lo", PACKETS),
+];
+
+/// What uprobes take on this kernel: before multi-uprobe links, kernels differ in whether
+/// CAP_PERFMON is enough.
+fn on_this_kernel<'a>(capabilities: &[&'a str]) -> Result<Vec<&'a str>> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split('.').map(|number| number.parse::<u32>());
+    let version = match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor),
+        _ => (0, 0),
+    };
+    let mut capabilities = capabilities.to_vec();
+    if version < (6, 10) {
+        capabilities.retain(|name| !TRACE.contains(name));
+        capabilities.push("sys_admin");
+    }
+    Ok(capabilities)
+}
+
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn each_mode_runs_with_the_documented_capabilities() -> Result<()> {
+    let ecapture = copy_of_ecapture()?;
+    for (flags, capabilities) in MODES {
+        let program = Program::newest()?;
+        let mut command = as_nobody(&ecapture, &on_this_kernel(capabilities)?);
+        command
+            .args(flags.split_whitespace())
+            .arg("-e")
+            .arg(program.path());
+        let mut capture = Capture::spawn(&mut command)?;
+        program.run("-conns 2 -sizes 1,1000")?;
+        capture.child().signal(crate::capture::Signal::INT)?;
+        let finished = capture.end()?.success()?;
+        let stderr = finished.stderr_text();
+        let summary = stderr.lines().last().unwrap_or_default();
+        ensure!(summary.contains("lost: 0 "), "{flags}: {stderr}");
+        ensure!(finished.stdout.len() > 500, "{flags}: {stderr}");
+    }
+    Ok(())
+}
+
+/// Of a process of somebody else, which has connections already.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn each_mode_captures_another_users_process_with_the_documented_capabilities() -> Result<()> {
+    let ecapture = copy_of_ecapture()?;
+    for (flags, capabilities) in MODES {
+        let mut capabilities = on_this_kernel(capabilities)?;
+        capabilities.push("sys_ptrace");
+        if flags.contains("pcap") {
+            capabilities.push("dac_read_search");
+        }
+        let program = Program::newest()?;
+        let mut target = program.start("-hold -conns 2 -sizes 1,1000")?;
+        let mut command = as_nobody(&ecapture, &capabilities);
+        let capture = Capture::spawn(
+            command
+                .args(flags.split_whitespace())
+                .args(["--pid", &target.pid().to_string()]),
+        )?;
+        target.go()?;
+        target.finish()?;
+        let finished = capture.end()?.success()?;
+        let stderr = finished.stderr_text();
+        ensure!(!stderr.contains("note: "), "{flags}: {stderr}");
+        ensure!(stderr.contains("lost: 0 "), "{flags}: {stderr}");
+        ensure!(finished.stdout.len() > 500, "{flags}: {stderr}");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn with_one_capability_less_the_error_names_it() -> Result<()> {
+    let ecapture = copy_of_ecapture()?;
+    let program = Program::newest()?;
+    let target = program.start("-hold")?;
+    for (flags, capabilities) in MODES {
+        for missing in capabilities {
+            let rest: Vec<_> = capabilities
+                .iter()
+                .filter(|name| *name != missing)
+                .copied()
+                .collect();
+            let mut command = as_nobody(&ecapture, &rest);
+            command
+                .args(flags.split_whitespace())
+                .arg("-e")
+                .arg(program.path());
+            let says = format!("run as root, or with CAP_{}\n", missing.to_uppercase());
+            refused(&mut command, FAILED, &says)?;
+        }
+        let mut command = as_nobody(&ecapture, capabilities);
+        command.args(flags.split_whitespace());
+        command.args(["--pid", &target.pid().to_string()]);
+        refused(
+            &mut command,
+            FAILED,
+            "run as root, or with CAP_SYS_PTRACE\n",
+        )?;
+    }
+    Ok(())
+}
+
+/// Packets of connections that are there already would be missing, which is said.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn what_is_missing_of_packets_without_a_capability_is_said() -> Result<()> {
+    let ecapture = copy_of_ecapture()?;
+    let program = Program::newest()?;
+    let target = program.start("-hold")?;
+    let pid = target.pid().to_string();
+    let path = program.path();
+    let by_path = ["-e".as_ref(), path.as_os_str()];
+    let by_pid = ["--pid".as_ref(), pid.as_ref()];
+    for (more, of, says) in [
+        (&["sys_ptrace"][..], by_pid, "CAP_DAC_READ_SEARCH"),
+        (&["sys_ptrace"], by_path, "CAP_DAC_READ_SEARCH"),
+        (&[], by_path, "CAP_SYS_PTRACE"),
+    ] {
+        let mut capabilities = on_this_kernel(PACKETS)?;
+        capabilities.extend(more);
+        let mut command = as_nobody(&ecapture, &capabilities);
+        command
+            .args(["-m", "pcap", "-w", "-", "--duration", "0.1"])
+            .args(of);
+        let finished = Child::spawn(&mut command)?.finish(LONG)?.success()?;
+        let stderr = finished.stderr_text();
+        let note = stderr.lines().find(|line| line.starts_with("note: "));
+        ensure!(note.is_some_and(|note| note.contains(says)), "{stderr}");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn what_was_needed_only_to_begin_is_given_up() -> Result<()> {
+    const NET_READ: u64 = BPF | SYS_PTRACE | DAC_READ_SEARCH;
+    const BPF: u64 = 1 << 39;
+    const SYS_PTRACE: u64 = 1 << 19;
+    const DAC_READ_SEARCH: u64 = 1 << 2;
+
+    // By thread: what reading and detaching need, and looking after the sockets of new processes.
+    let none = BTreeMap::from([("ecapture", 0), ("consumer", 0)]);
+    let packets = BTreeMap::from([("ecapture", BPF), ("consumer", 0), ("sockets", NET_READ)]);
+    for (flags, expected) in [
+        ("--format json", &none),
+        ("-m keylog -k -", &none),
+        ("-m pcap -w - -i lo", &packets),
+    ] {
+        let program = Program::newest()?;
+        let target = program.start("-scenario slow -minseconds 2 -conns 2 -sizes 100")?;
+        let mut command = ecapture();
+        command.arg("gotls").args(flags.split_whitespace());
+        let capture = Capture::spawn(command.args(["--pid", &target.pid().to_string()]))?;
+        let deadline = Instant::now() + LONG;
+        loop {
+            let kept = capabilities_of(capture.pid())?;
+            let kept: BTreeMap<_, _> = kept.iter().map(|(name, &set)| (&**name, set)).collect();
+            if kept == *expected {
+                break;
+            }
+            ensure!(Instant::now() < deadline, "{flags}: {kept:x?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        target.finish()?;
+        let stderr = capture.end()?.success()?.stderr_text();
+        ensure!(stderr.contains("lost: 0 "), "{flags}: {stderr}");
+    }
+    Ok(())
+}
+
+/// The permitted capabilities of each thread, by its name. None may get at more of them, be it by
+/// executing something.
+fn capabilities_of(pid: u32) -> Result<BTreeMap<String, u64>> {
+    let mut threads = BTreeMap::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = fs::read_to_string(task?.path().join("status"))?;
+        let field = |name: &str| -> Result<&str> {
+            let value = status.lines().find_map(|line| line.strip_prefix(name));
+            Ok(value
+                .with_context(|| format!("no {name}: {status}"))?
+                .trim())
+        };
+        let permitted = u64::from_str_radix(field("CapPrm:")?, 16)?;
+        let others = ["CapInh:", "CapBnd:", "CapAmb:"].map(|name| field(name).ok());
+        let closed = field("NoNewPrivs:")? == "1" && others == [Some("0000000000000000"); 3];
+        let found = if closed { permitted } else { u64::MAX };
+        threads.insert(field("Name:")?.to_owned(), found);
+    }
+    Ok(threads)
+}
