@@ -91,6 +91,11 @@ impl StaticBuild {
         target_dir().join(self.arch.triple()).join(PROFILE)
     }
 
+    /// Where tests may leave files (`CARGO_TARGET_TMPDIR`).
+    pub fn scratch(&self) -> PathBuf {
+        target_dir().join(self.arch.triple()).join("tmp")
+    }
+
     fn cargo(&self, subcommand: &str) -> Command {
         let mut command = cargo();
         command

@@ -41,6 +41,7 @@ impl Payload {
             install(test, &vm.join(name))?;
         }
         install(&ecapture, &at(&root, &ecapture))?;
+        fs::create_dir_all(at(&root, &build.scratch()))?;
         let init = vm.join("init");
         fs::write(&init, INIT)?;
         fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;

@@ -44,9 +44,9 @@ run() {
     echo "vm: end $name $?"
 }
 
-# Not here: other people's programs, and what has nothing to do with the kernel.
+# Not here: programs of other people and of few tests, and what has nothing to do with the kernel.
 cd /tmp
-common="--skip third_party --skip inspect:: --skip wrong_input::a_ --skip at_full_speed --skip role"
+common="--skip third_party --skip connections:: --skip inspect:: --skip wrong_input::a_ --skip at_full_speed --skip role"
 case $tests in
     quick)
         run live --exact --test-threads 2 \
