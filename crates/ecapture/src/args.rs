@@ -49,6 +49,9 @@ pub(crate) enum Command {
     List(ListArgs),
     /// Show what this host offers, and which modes work on it
     Doctor(DoctorArgs),
+    /// Write man pages or shell completions, which packages of ecapture contain
+    #[command(subcommand, hide = true)]
+    Generate(Generated),
 }
 
 const GOTLS_EXAMPLES: &str = "\
@@ -295,6 +298,22 @@ pub(crate) struct ListArgs {
     /// A table for people or JSON lines for scripts
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(crate) format: Format,
+}
+
+/// `ecapture generate`: made from this definition.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Generated {
+    /// Write a man page for each command
+    Man {
+        /// An existing directory for them
+        directory: PathBuf,
+    },
+    /// Print completions for bash
+    Bash,
+    /// Print completions for zsh
+    Zsh,
+    /// Print completions for fish
+    Fish,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]

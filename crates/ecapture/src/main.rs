@@ -13,6 +13,7 @@ mod decoding;
 mod doctor;
 mod event_output;
 mod failure;
+mod generate;
 mod gotls;
 mod har_file;
 mod inspect;
@@ -38,12 +39,14 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    capture::look_names_up_without_plugins();
     let result = match args::Args::parse().command {
         args::Command::Gotls(args) => gotls::run(&args),
         args::Command::Replay(args) => replay::run(&args),
         args::Command::Inspect(args) => inspect::run(&args),
         args::Command::Doctor(args) => doctor::run(&args),
         args::Command::List(args) => list::run(&args),
+        args::Command::Generate(what) => generate::run(&what),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
