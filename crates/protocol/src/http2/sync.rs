@@ -9,7 +9,7 @@
 //! wrong length often enough leads to the beginning of a real frame. Only a body that contains HTTP/2
 //! itself can look like one.
 
-use super::frame::{FrameHeader, HEADER_LENGTH, flag, fragment, kind};
+use super::frame::{DEFAULT_MAX_LENGTH, FrameHeader, HEADER_LENGTH, flag, fragment, kind};
 use super::head::FieldBlock;
 use crate::Side;
 use crate::hpack::Decoder;
@@ -86,8 +86,8 @@ impl Work {
 #[derive(Debug)]
 pub(super) struct Search {
     side: Side,
-    /// The longest frame that the other side allows, if we know.
-    max_length: Option<u32>,
+    /// The longest frame to believe in.
+    max_length: u32,
     window: Vec<u8>,
     /// Offset of the window in what the side sent.
     offset: u64,
@@ -104,10 +104,12 @@ pub(super) struct Found {
 }
 
 impl Search {
+    /// A search in what `side` sends. `max_length` is the longest frame that the other side allows; if
+    /// that is not known, what all allow has to do: a wrong length must not hold up the search for long.
     pub(super) fn new(side: Side, max_length: Option<u32>) -> Self {
         Self {
             side,
-            max_length,
+            max_length: max_length.unwrap_or(DEFAULT_MAX_LENGTH),
             window: Vec::new(),
             offset: 0,
             need: 0,
@@ -236,7 +238,7 @@ impl Search {
         !frame.reserved
             && frame.check(self.side).is_ok()
             && flags.is_some_and(|defined| frame.flags & !defined == 0)
-            && self.max_length.is_none_or(|max| frame.length <= max)
+            && frame.length <= self.max_length
             && match frame.kind {
                 kind::DATA => frame.length > 0 || frame.has(flag::END_STREAM),
                 kind::HEADERS | kind::PUSH_PROMISE => (1..=MAX_BLOCK).contains(&frame.length),
