@@ -15,7 +15,7 @@ use capture::Executable;
 use clap::{Args, Parser, Subcommand};
 use gobin::{Analysis, ReadSitePreference};
 
-use crate::programs::Programs;
+use crate::programs::{Attachment, Programs};
 
 /// What the benchmarks of `cargo xtask bench` compare ecapture with
 #[derive(Parser)]
@@ -67,13 +67,17 @@ fn main() -> Result<()> {
 
 fn floor(target: &Target) -> Result<()> {
     let plan = target.analyze()?.plan(ReadSitePreference::Auto)?;
-    let mut programs = Programs::load(&["empty"], None)?;
     let mut offsets = vec![plan.write.site.offset];
     offsets.extend(plan.read.sites().iter().map(|site| site.offset));
     if let Ok(close) = &plan.close {
         offsets.push(close.site.offset);
     }
-    programs.attach("empty", target, &offsets)?;
+    let attach = |attachment| {
+        let mut programs = Programs::load(&["empty"], None, attachment)?;
+        programs.attach("empty", target, &offsets)?;
+        Ok::<_, anyhow::Error>(programs)
+    };
+    let _attached = attach(Attachment::Multi).or_else(|_| attach(Attachment::Perf))?;
     eprintln!("attached: {} probes", offsets.len());
     wait_for_end_of_input()?;
     Ok(())

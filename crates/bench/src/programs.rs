@@ -2,18 +2,30 @@
 
 use anyhow::{Context, Result};
 use gobin::FileOffset;
-use libbpf_rs::{Link, MapCore, Object, ObjectBuilder, UprobeOpts};
+use libbpf_rs::{
+    Link, MapCore, Object, ObjectBuilder, ProgramAttachType, UprobeMultiOpts, UprobeOpts,
+};
 
 use crate::Target;
 
 /// The compiled `reference.bpf.c`.
 const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/reference.bpf.o"));
 
+/// How probes are attached.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Attachment {
+    /// All in one link, as ecapture does where the kernel can (Linux 6.10).
+    Multi,
+    /// One perf event for each.
+    Perf,
+}
+
 /// Loaded programs, and their probes as long as this lives.
 pub(crate) struct Programs {
     // Detached before the programs are unloaded.
     links: Vec<Link>,
     object: Object,
+    attachment: Attachment,
 }
 
 /// Where a return of `(*Conn).Read` has its arguments, in bytes above the stack pointer.
@@ -25,12 +37,19 @@ pub(crate) struct ReadArguments {
 
 impl Programs {
     /// Loads the programs of these names.
-    pub(crate) fn load(names: &[&str], arguments: Option<ReadArguments>) -> Result<Self> {
+    pub(crate) fn load(
+        names: &[&str],
+        arguments: Option<ReadArguments>,
+        attachment: Attachment,
+    ) -> Result<Self> {
         let aligned = OBJECT.to_vec(); // libelf reads words where they lie.
         let mut open = ObjectBuilder::default().open_memory(&aligned)?;
         for mut program in open.progs_mut() {
             let wanted = names.iter().any(|&name| program.name() == name);
             program.set_autoload(wanted);
+            if attachment == Attachment::Multi {
+                program.set_attach_type(ProgramAttachType::TraceUprobeMulti);
+            }
         }
         if let Some(ReadArguments { buffer, capacity }) = arguments {
             let mut constants = open
@@ -47,6 +66,7 @@ impl Programs {
         Ok(Self {
             links: Vec::new(),
             object: open.load()?,
+            attachment,
         })
     }
 
@@ -62,6 +82,17 @@ impl Programs {
             .progs_mut()
             .find(|program| program.name() == name)
             .with_context(|| format!("the object has no program {name}"))?;
+        if self.attachment == Attachment::Multi {
+            let options = UprobeMultiOpts {
+                offsets: offsets.iter().map(|offset| offset.0 as usize).collect(),
+                ..UprobeMultiOpts::default()
+            };
+            let link = program
+                .attach_uprobe_multi_with_opts(target.pid, &target.elfpath, "", options)
+                .with_context(|| format!("{name} at {} instructions", offsets.len()))?;
+            self.links.push(link);
+            return Ok(());
+        }
         for offset in offsets {
             let link = program
                 .attach_uprobe_with_opts(

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use gobin::{Abi, Analysis, FileOffset, Function, Location, ReadProbe, ReadSitePreference};
 use libbpf_rs::PerfBufferBuilder;
 
-use crate::programs::{Programs, ReadArguments};
+use crate::programs::{Attachment, Programs, ReadArguments};
 use crate::{Target, wait_for_end_of_input};
 
 /// Pages of each CPU's buffer: 4 MiB.
@@ -32,7 +32,8 @@ pub(crate) fn run(target: &Target) -> Result<()> {
         bail!("the reference is for Go's register ABI only");
     }
     let (returns, arguments) = read_returns(&analysis)?;
-    let mut programs = Programs::load(&["write_entry", "read_return"], Some(arguments))?;
+    let names = ["write_entry", "read_return"];
+    let mut programs = Programs::load(&names, Some(arguments), Attachment::Perf)?;
     programs.attach("read_return", target, &returns)?;
     programs.attach("write_entry", target, &[write_entry(&analysis)?])?;
     eprintln!("attached: {} probes", returns.len() + 1);

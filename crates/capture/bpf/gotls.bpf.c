@@ -62,6 +62,21 @@ const volatile struct target {
 	__u32 goroutine_id;
 } target = {};
 
+/* Never set. */
+const volatile __u8 never = 0;
+
+/* Keeps a program's variables on the stack of the thread that hit the probe. Kernels since 6.13
+ * would move those of a program with many to memory of which each CPU has one piece per program
+ * (kernel/bpf/ verifier.c, bpf_enable_priv_stack). But a uprobe program can be preempted, by itself
+ * too, and then two threads change the same variables: records are lost or wrong, and the kernel
+ * may crash. A program with a tail call is left alone, even if the verifier finds that it is never
+ * reached, and removes it. */
+static __always_inline void keep_stack(void *registers)
+{
+	if (never)
+		bpf_tail_call(registers, (void *)0, 0);
+}
+
 /* Capture at most this many bytes of a call; 0: all. */
 const volatile __u64 capture_limit = 0;
 /* For user space, which compares the layouts of these types with its own. */
@@ -444,11 +459,13 @@ static __always_inline void begin_connection(__u64 conn, __u64 source)
 	SEC("uprobe")                                                                              \
 	int name(struct registers *registers)                                                      \
 	{                                                                                          \
+		keep_stack(registers);                                                             \
 		return name##_with(registers, BY_HELPER);                                          \
 	}                                                                                          \
 	SEC("uprobe")                                                                              \
 	int name##_walked(struct registers *registers)                                             \
 	{                                                                                          \
+		keep_stack(registers);                                                             \
 		return name##_with(registers, BY_WALKING);                                         \
 	}
 
@@ -556,6 +573,7 @@ int close_conn(struct registers *registers)
 	struct process process = {};
 	__u64 conn;
 
+	keep_stack(registers);
 	if (target.close_at_stack_check && stack_will_grow(registers))
 		return 0;
 	if (argument(registers, 0, &conn) && wanted_process(&process))
@@ -624,6 +642,7 @@ int write_key_log(struct registers *registers)
 {
 	struct key key = {};
 
+	keep_stack(registers);
 	if (target.key_log_at_stack_check && stack_will_grow(registers))
 		return 0;
 	if (!argument(registers, 1, &key.label) || !argument(registers, 2, &key.label_length) ||
@@ -642,6 +661,7 @@ int write_key_log_unlabelled(struct registers *registers)
 {
 	struct key key = {};
 
+	keep_stack(registers);
 	if (target.key_log_at_stack_check && stack_will_grow(registers))
 		return 0;
 	if (!argument(registers, 1, &key.client_random) ||
@@ -660,6 +680,7 @@ int master_secret(struct registers *registers)
 {
 	struct key key = {};
 
+	keep_stack(registers);
 	if (target.master_secret_at_stack_check && stack_will_grow(registers))
 		return 0;
 	if (!argument(registers, 2, &key.secret) || !argument(registers, 3, &key.secret_length) ||

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context as _, anyhow};
 use capture::{
     Executable, Filters, NetworkNamespace, Options, PacketCapture, PacketOptions, PacketTarget,
     Probes, Process, Wanted,
@@ -11,15 +11,15 @@ use capture::{
 use gobin::{Analysis, KeyPlan};
 use trace::escape_name;
 
-use crate::args::{Format, GotlsArgs, Mode};
-use crate::consume::{Outcome, Output};
+use crate::args::{GotlsArgs, Mode};
 use crate::failure::Failure;
-use crate::keylog_mode::{self, Keys};
-use crate::output::Sinks;
-use crate::pcap_mode::{self, Files, PacketFile};
-use crate::session::{DebugLog, Session, print_summary};
+use crate::keylog_mode;
+use crate::log;
+use crate::outputs::{Outputs, check_combination as check_outputs};
+use crate::pcap_mode::{self, PacketsAndKeys};
+use crate::recorder::{CapturedInterface, Context, now_ns};
+use crate::session::{Attached, DebugLog, Session};
 use crate::supervise::Signals;
-use crate::text_mode::{self, Plaintext};
 
 /// Packets still come after their process has ended: the kernel closes its connections.
 const LAST_PACKETS: Duration = Duration::from_millis(500);
@@ -29,7 +29,11 @@ const KEYS_KIB: u64 = 1024;
 
 /// Runs the command.
 pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
-    check_combination(args)?;
+    let mode = args.output.model.unwrap_or(Mode::Text);
+    check_combination(args, mode)?;
+    if let Some(path) = &args.output.logaddr {
+        log::open(path)?;
+    }
     let filter = pcap_mode::filter(args)?;
     capture::set_debug(args.debug);
     let log = DebugLog::new(args.debug);
@@ -42,13 +46,14 @@ pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
 
     let command = Command {
         args,
+        mode,
         executable: &executable,
         analysis: &analysis,
         process: process.as_ref(),
         log,
     };
-    match args.model {
-        Mode::Text => command.text(),
+    match mode {
+        Mode::Text | Mode::Plain => command.plaintext(),
         Mode::Keylog => command.keylog(),
         Mode::Pcap => command.pcap(filter),
     }
@@ -58,6 +63,7 @@ pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
 #[derive(Debug)]
 struct Command<'a> {
     args: &'a GotlsArgs,
+    mode: Mode,
     executable: &'a Executable,
     analysis: &'a Analysis,
     process: Option<&'a Process>,
@@ -65,41 +71,28 @@ struct Command<'a> {
 }
 
 impl<'a> Command<'a> {
-    fn text(&self) -> Result<(), Failure> {
+    fn plaintext(&self) -> Result<(), Failure> {
         let plan = self
             .analysis
             .plan(self.args.read_site.into())
             .map_err(|error| self.wrong_executable(error))?;
-        let mut sinks = Sinks::open(self.args)?;
+        let outputs = self.outputs()?;
         let session = self.session(Duration::ZERO)?;
         let probes = self.attach(Wanted::Plaintext(&plan), self.args.mapsize)?;
-        sinks
-            .begin()
-            .context("writing the HAR file")
-            .map_err(Failure::Runtime)?;
-        let Some(outcome) = session.run(probes, Plaintext::new(self.args, sinks))? else {
-            return Ok(());
-        };
-        print_summary(&outcome, &text_mode::summary(&outcome));
-        written(outcome)
+        self.capture(session, probes, outputs, Vec::new())
     }
 
     fn keylog(&self) -> Result<(), Failure> {
         let plan = self.key_plan()?;
-        let path = self.args.keylogfile.as_deref();
-        let keys = Keys::open(path.unwrap_or(Path::new(keylog_mode::DEFAULT_FILE)))?;
+        let outputs = self.outputs()?;
         let session = self.session(Duration::ZERO)?;
         let probes = self.attach(Wanted::Keys(&plan), self.args.mapsize)?;
-        let Some(outcome) = session.run(probes, keys)? else {
-            return Ok(());
-        };
-        print_summary(&outcome, &keylog_mode::summary(&outcome));
-        written(outcome)
+        self.capture(session, probes, outputs, Vec::new())
     }
 
     fn pcap(&self, filter: Option<String>) -> Result<(), Failure> {
         let plan = self.key_plan()?;
-        let files = Files::open(self.args)?;
+        let outputs = self.outputs()?;
         let options = PacketOptions {
             interfaces: pcap_mode::interfaces(self.args),
             network_namespace: match self.process {
@@ -123,14 +116,50 @@ impl<'a> Command<'a> {
         let keys = self.attach(Wanted::Keys(&plan), KEYS_KIB)?;
         let packets = PacketCapture::attach(target, &options)?;
         pcap_mode::print_warnings(&packets);
-        let (output, attached) = PacketFile::begin(files, packets, keys, options.snaplen)
-            .context("writing the capture file")
-            .map_err(Failure::Runtime)?;
-        let Some(outcome) = session.run(attached, output)? else {
-            return Ok(());
-        };
-        print_summary(&outcome, &pcap_mode::summary(&outcome));
-        written(outcome)
+        let interfaces = CapturedInterface::all(&packets, options.snaplen);
+        let attached = PacketsAndKeys { packets, keys };
+        self.capture(session, attached, outputs, interfaces)
+    }
+
+    fn outputs(&self) -> Result<Outputs, Failure> {
+        Outputs::open(
+            &self.args.output,
+            self.mode,
+            self.args.record.as_deref(),
+            true,
+        )
+    }
+
+    /// Captures until the end, and says what came of it.
+    fn capture(
+        &self,
+        session: Session<'_>,
+        attached: impl Attached,
+        outputs: Outputs,
+        interfaces: Vec<CapturedInterface>,
+    ) -> Result<(), Failure> {
+        let pipeline = outputs.begin(&self.args.output, &self.context(interfaces))?;
+        match session.run(attached, pipeline)? {
+            Some(outcome) => outcome.conclude(),
+            None => Ok(()),
+        }
+    }
+
+    fn context(&self, interfaces: Vec<CapturedInterface>) -> Context {
+        Context {
+            application: concat!("ecapture ", env!("CARGO_PKG_VERSION")).into(),
+            hardware: std::env::consts::ARCH.into(),
+            os: capture::operating_system(),
+            mode: self.mode,
+            executable: self.executable.name().display().to_string(),
+            go_version: self.analysis.go_version().to_string(),
+            architecture: self.analysis.arch.to_string(),
+            pid: self.args.pid,
+            uid: self.args.uid,
+            bytes_per_call: self.args.tsize.filter(|&bytes| bytes > 0),
+            started_ns: now_ns(),
+            interfaces,
+        }
     }
 
     /// The plan for keys; what it can't give is said on stderr.
@@ -140,7 +169,7 @@ impl<'a> Command<'a> {
             .key_plan()
             .map_err(|error| self.wrong_executable(error))?;
         for note in keylog_mode::notes(&plan) {
-            eprintln!("{note}");
+            log::line(&note);
         }
         Ok(plan)
     }
@@ -193,48 +222,19 @@ impl<'a> Command<'a> {
 }
 
 /// An option that would do nothing is refused.
-fn check_combination(args: &GotlsArgs) -> Result<(), Failure> {
+fn check_combination(args: &GotlsArgs, mode: Mode) -> Result<(), Failure> {
     let wrong = |error: &str| Err(Failure::WrongInput(anyhow!("{error}")));
-    match args.model {
-        Mode::Text => {
-            if args.hex && args.format == Some(Format::Json) {
-                return wrong("--hex is for text; JSON lines carry payloads in base64");
-            }
-            if args.keylogfile.is_some() {
-                return wrong("--keylogfile is for keylog and pcap mode: add -m keylog or -m pcap");
-            }
-            text_mode::check_combination(args)?;
-        }
-        Mode::Keylog | Mode::Pcap => {
-            if args.hex || args.format.is_some() || args.tsize.is_some() {
-                return wrong(
-                    "--hex, --format and --tsize are for text mode, which shows plaintext",
-                );
-            }
-            if !args.redact.is_empty() {
-                return wrong("--redact is for text mode: packets and keys hold everything");
-            }
-            if args.raw
-                || args.indent_json
-                || !args.events.is_empty()
-                || args.har.is_some()
-                || args.max_body.is_some()
-            {
-                return wrong(
-                    "--raw, --indent-json, --events, --har and --max-body are for text mode, which \
-                     shows plaintext",
-                );
-            }
-        }
+    check_outputs(&args.output, mode)?;
+    if args.tsize.is_some() && matches!(mode, Mode::Keylog | Mode::Pcap) {
+        return wrong("--tsize is for text and plain mode, which show plaintext");
     }
-    let for_packets = args.pcapfile.is_some()
-        || !args.ifname.is_empty()
+    let for_packets = !args.ifname.is_empty()
         || args.snaplen.is_some()
         || args.all_packets
         || !args.filter.is_empty();
-    if for_packets && args.model != Mode::Pcap {
+    if for_packets && mode != Mode::Pcap {
         return wrong(
-            "--pcapfile, --ifname, --snaplen, --all-packets and a filter are for pcap mode: add -m pcap",
+            "--ifname, --snaplen, --all-packets and a filter are for pcap mode: add -m pcap",
         );
     }
     Ok(())
@@ -248,11 +248,4 @@ fn open_executable(path: Option<&Path>, process: Option<&Process>) -> Result<Exe
             "give --elfpath PATH or --pid N to say which program"
         ))),
     }
-}
-
-fn written(outcome: Outcome<impl Output>) -> Result<(), Failure> {
-    let destination = outcome.output.destination();
-    outcome
-        .result
-        .or_else(|error| Failure::output(error, destination))
 }

@@ -1,82 +1,24 @@
-//! Where plaintext and conversations go: standard output, a HAR file, or both.
+//! Standard output: what it is, and the sinks that write there or elsewhere.
 
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::os::fd::AsFd;
-use std::path::Path;
 
 use trace::{Event, JsonSink, Palette, PayloadStyle, Sink, TextSink};
 
-use crate::args::{Format, GotlsArgs};
-use crate::failure::Failure;
-use crate::har_file::HarFile;
+use crate::args::{Format, OutputArgs};
 
-/// Standard output with a buffer of its own: the standard library's would flush every line.
-pub(crate) type Stdout = BufWriter<File>;
+/// Where a sink writes, with a buffer: standard output's own would flush every line.
+pub(crate) type Out = BufWriter<Box<dyn Write + Send>>;
 
-/// The sinks that were asked for.
-#[derive(Debug)]
-pub(crate) struct Sinks {
-    stdout: Option<StdoutSink>,
-    har: Option<HarFile>,
+/// The sink that was asked for.
+pub(crate) enum PlaintextSink {
+    Text(TextSink<Out>),
+    Json(JsonSink<Out>),
 }
 
-impl Sinks {
-    /// Opens what `args` name; nothing is written yet.
-    pub(crate) fn open(args: &GotlsArgs) -> Result<Self, Failure> {
-        let har = args.har.as_deref().map(HarFile::open).transpose()?;
-        let taken = args.har.as_deref() == Some(Path::new("-"));
-        let stdout = (!taken).then(|| StdoutSink::new(args)).transpose();
-        let failed = |error| Failure::Runtime(anyhow::Error::new(error).context("standard output"));
-        Ok(Self {
-            stdout: stdout.map_err(failed)?,
-            har,
-        })
-    }
-
-    /// Makes room in the files, now that nothing else can go wrong.
-    pub(crate) fn begin(&mut self) -> io::Result<()> {
-        self.har.as_mut().map_or(Ok(()), HarFile::begin)
-    }
-
-    /// The capture has ended.
-    pub(crate) fn finish(&mut self) -> io::Result<()> {
-        self.har.as_mut().map_or(Ok(()), HarFile::finish)
-    }
-
-    /// How many exchanges were written to the HAR file, if there is one.
-    pub(crate) fn har_entries(&self) -> Option<u64> {
-        self.har.as_ref().map(HarFile::entries)
-    }
-}
-
-impl Sink for Sinks {
-    fn event(&mut self, event: &Event<'_>) -> io::Result<()> {
-        if let Some(har) = &mut self.har {
-            har.event(event)?;
-        }
-        self.stdout
-            .as_mut()
-            .map_or(Ok(()), |sink| sink.event(event))
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if let Some(har) = &mut self.har {
-            har.flush()?;
-        }
-        self.stdout.as_mut().map_or(Ok(()), Sink::flush)
-    }
-}
-
-/// What people or scripts read.
-#[derive(Debug)]
-enum StdoutSink {
-    Text(TextSink<Stdout>),
-    Json(JsonSink<Stdout>),
-}
-
-impl StdoutSink {
-    fn new(args: &GotlsArgs) -> io::Result<Self> {
+impl PlaintextSink {
+    pub(crate) fn stdout(args: &OutputArgs) -> io::Result<Self> {
         let out = stdout()?;
         Ok(match args.format.unwrap_or(Format::Text) {
             Format::Json => Self::Json(JsonSink::new(out).only(args.line_types())),
@@ -96,7 +38,18 @@ impl StdoutSink {
     }
 }
 
-impl Sink for StdoutSink {
+impl PlaintextSink {
+    /// JSON lines to anywhere.
+    pub(crate) fn json_to(args: &OutputArgs, out: impl Write + Send + 'static) -> Self {
+        Self::Json(JsonSink::new(buffered(out)).only(args.line_types()))
+    }
+}
+
+fn buffered(out: impl Write + Send + 'static) -> Out {
+    BufWriter::with_capacity(64 * 1024, Box::new(out))
+}
+
+impl Sink for PlaintextSink {
     fn event(&mut self, event: &Event<'_>) -> io::Result<()> {
         match self {
             Self::Text(sink) => sink.event(event),
@@ -119,9 +72,9 @@ pub(crate) fn print(report: &str) -> io::Result<()> {
     out.flush()
 }
 
-fn stdout() -> io::Result<Stdout> {
+fn stdout() -> io::Result<Out> {
     let descriptor = io::stdout().as_fd().try_clone_to_owned()?;
-    Ok(BufWriter::with_capacity(64 * 1024, File::from(descriptor)))
+    Ok(buffered(File::from(descriptor)))
 }
 
 /// Colours only for a terminal that shows them, and never against <https://no-color.org>.

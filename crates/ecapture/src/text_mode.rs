@@ -1,150 +1,111 @@
-//! `-m text`: the plaintext and what it says, on standard output or in a HAR file.
+//! `-m text`: the plaintext and what it says, on standard output or where `--eventaddr` says.
 
 use std::io;
 
-use anyhow::anyhow;
-use capture::{Counters, realtime_offset_ns};
 use events::Record;
-use trace::{ConversationOptions, Conversations, Limits, LineType, Sink, Timestamp, Tracker};
+use trace::{Sink, Timestamp, Totals};
 
-use crate::args::{Format, GotlsArgs};
-use crate::consume::{Destination, Outcome, Output};
+use crate::args::{Format, OutputArgs};
+use crate::decoding::{Decoding, Events as EventStream};
+use crate::event_output::{self, EventReport};
 use crate::failure::Failure;
-use crate::output::Sinks;
+use crate::output::PlaintextSink;
+use crate::pipeline::{Destination, Ending, Output};
 
 /// Turns records into events and writes them.
 pub(crate) struct Plaintext {
-    tracker: Tracker,
-    pipeline: Pipeline,
+    stream: EventStream<PlaintextSink>,
+    destination: Destination,
+    events: Option<Events>,
 }
 
-/// The way of events to the outputs: decoding takes time, so that only those take it who want to.
-enum Pipeline {
-    Straight(Box<Sinks>),
-    Decoded(Box<Conversations<Sinks>>),
+/// What is particular to `--eventaddr`.
+struct Events {
+    report: EventReport,
+    /// Whether this is a capture, which nothing must hold up.
+    live: bool,
+    /// Whether the same is shown on standard output.
+    beside: bool,
 }
 
 impl Plaintext {
-    pub(crate) fn new(args: &GotlsArgs, sinks: Sinks) -> Self {
-        let pipeline = if args.is_decoding() {
-            let options = ConversationOptions {
-                limits: match args.max_body {
-                    Some(bytes) => Limits::with_body(bytes as usize),
-                    None => Limits::default(),
-                },
-                redaction: args.redaction(),
-                plaintext: match args.format {
-                    Some(Format::Text) | None if !args.raw => trace::Plaintext::Undecoded,
-                    _ => trace::Plaintext::All,
-                },
-            };
-            Pipeline::Decoded(Box::new(Conversations::new(sinks, options)))
-        } else {
-            Pipeline::Straight(Box::new(sinks))
+    /// On standard output.
+    pub(crate) fn on_stdout(args: &OutputArgs) -> io::Result<Self> {
+        let format = args.format.unwrap_or(Format::Text);
+        let sink = PlaintextSink::stdout(args)?;
+        Ok(Self {
+            stream: EventStream::new(sink, Decoding::of(args, format)),
+            destination: Destination::Stdout,
+            events: None,
+        })
+    }
+
+    /// As JSON lines where `--eventaddr` says, `beside` what standard output shows.
+    pub(crate) fn as_events(
+        args: &OutputArgs,
+        live: bool,
+        beside: bool,
+    ) -> Result<Option<Self>, Failure> {
+        let Some(address) = &args.eventaddr else {
+            return Ok(None);
         };
-        Self {
-            tracker: Tracker::new(),
-            pipeline,
-        }
-    }
-
-    fn sinks(&self) -> &Sinks {
-        match &self.pipeline {
-            Pipeline::Straight(sinks) => sinks,
-            Pipeline::Decoded(conversations) => conversations.sink(),
-        }
-    }
-
-    fn sinks_mut(&mut self) -> &mut Sinks {
-        match &mut self.pipeline {
-            Pipeline::Straight(sinks) => sinks,
-            Pipeline::Decoded(conversations) => conversations.sink_mut(),
-        }
+        let (writer, report) = event_output::open(address, args.event_limits(), live)?;
+        Ok(Some(Self {
+            stream: EventStream::new(
+                PlaintextSink::json_to(args, writer),
+                Decoding::of(args, Format::Json),
+            ),
+            destination: Destination::Events(address.clone()),
+            events: Some(Events {
+                report,
+                live,
+                beside,
+            }),
+        }))
     }
 }
 
 impl Output for Plaintext {
     fn destination(&self) -> &Destination {
-        &Destination::Stdout
+        &self.destination
     }
 
     fn record(&mut self, record: &Record<'_>, realtime_offset_ns: i64) -> io::Result<()> {
-        let tracker = &mut self.tracker;
-        match &mut self.pipeline {
-            Pipeline::Straight(sinks) => tracker.record(record, realtime_offset_ns, sinks.as_mut()),
-            Pipeline::Decoded(sinks) => tracker.record(record, realtime_offset_ns, &mut **sinks),
-        }
+        self.stream.record(record, realtime_offset_ns)
     }
 
-    fn finish(&mut self, now: Timestamp, counters: &Counters) -> io::Result<()> {
-        let (records, bytes) = (counters.lost_records, counters.lost_bytes);
-        let tracker = &mut self.tracker;
-        match &mut self.pipeline {
-            Pipeline::Straight(sinks) => tracker.finish(now, records, bytes, sinks.as_mut())?,
-            Pipeline::Decoded(conversations) => {
-                conversations.finish(now)?;
-                tracker.finish(now, records, bytes, &mut **conversations)?;
-            }
+    fn finish(&mut self, now: Timestamp, ending: &Ending) -> io::Result<()> {
+        self.stream.finish(now, ending)?;
+        self.flush()?;
+        if let Some(events) = &self.events {
+            events.report.finish(events.live);
         }
-        self.sinks_mut().finish()
+        Ok(())
     }
 
     fn turn(&mut self, busy: bool, now_ns: u64) -> io::Result<()> {
-        let announced = match &mut self.pipeline {
-            Pipeline::Straight(_) => false,
-            Pipeline::Decoded(conversations) => {
-                conversations.tick(Timestamp::from_monotonic(now_ns, realtime_offset_ns()))?
-            }
-        };
-        if busy || announced {
-            self.flush()
-        } else {
-            Ok(())
-        }
+        self.stream.turn(busy, now_ns)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.sinks_mut().flush()
+        self.stream.sink_mut().flush()
+    }
+
+    fn summary(&self, ending: &Ending) -> String {
+        match &self.events {
+            None => plaintext_summary(self.stream.totals(), ending),
+            Some(events) if events.beside => events.report.summary(),
+            Some(events) => {
+                let plaintext = plaintext_summary(self.stream.totals(), ending);
+                format!("{plaintext}; {}", events.report.summary())
+            }
+        }
     }
 }
 
-/// An option that would do nothing, or would show what another one is to mask, is refused.
-pub(crate) fn check_combination(args: &GotlsArgs) -> Result<(), Failure> {
-    let wrong = |error: &str| Err(Failure::WrongInput(anyhow!("{error}")));
-    let json = args.format == Some(Format::Json);
-    if json && (args.raw || args.indent_json) {
-        return wrong(
-            "--raw and --indent-json are for text; --events data selects plaintext in JSON lines",
-        );
-    }
-    if !json && !args.events.is_empty() {
-        return wrong("--events is for JSON lines: add --format json");
-    }
-    if args.raw && args.indent_json {
-        return wrong("--indent-json is for decoded bodies, and --raw decodes none");
-    }
-    if !args.redact.is_empty() && (args.raw || args.events.contains(&LineType::Data)) {
-        return wrong(
-            "--redact masks header fields of decoded HTTP; --raw and --events data show everything",
-        );
-    }
-    let stdout = args.har.as_deref() == Some(std::path::Path::new("-"));
-    if stdout && (args.format.is_some() || args.raw || args.hex || args.indent_json) {
-        return wrong(
-            "--har - takes standard output for itself: name a file, or leave out --format, --raw, --hex and --indent-json",
-        );
-    }
-    if !args.is_decoding() && (!args.redact.is_empty() || args.max_body.is_some()) {
-        return wrong(
-            "--redact and --max-body are for decoded HTTP, of which nothing is asked for",
-        );
-    }
-    Ok(())
-}
-
-/// The closing line, without what all modes have.
-pub(crate) fn summary(outcome: &Outcome<Plaintext>) -> String {
-    let (totals, counters) = (outcome.output.tracker.totals(), outcome.counters);
+/// What became of plaintext, for the closing line.
+pub(crate) fn plaintext_summary(totals: Totals, ending: &Ending) -> String {
+    let counters = &ending.counters;
     let mut summary = format!(
         "{} events, {} bytes on {} connections; lost: {} events, {} bytes; \
          unreadable: {} events, {} bytes",
@@ -158,9 +119,6 @@ pub(crate) fn summary(outcome: &Outcome<Plaintext>) -> String {
     );
     if counters.too_long_bytes > 0 {
         summary += &format!("; too long to copy: {} bytes", counters.too_long_bytes);
-    }
-    if let Some(entries) = outcome.output.sinks().har_entries() {
-        summary += &format!("; HAR: {entries} exchanges");
     }
     summary
 }

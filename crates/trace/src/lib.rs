@@ -7,7 +7,8 @@
 //! ```text
 //! records ──► Tracker ──► Event ──► Sink (TextSink, JsonSink) ──► impl Write
 //!         ├─► KeyLog ──────────────────────────────────────────► impl Write
-//!         └─► PacketSink ──────────────────────────────────────► impl Write
+//!         ├─► PacketSink ──────────────────────────────────────► impl Write
+//!         └─► RecordingWriter ──► RecordingReader ──► records
 //! ```
 //!
 //! Records are untrusted in what they carry: names and payloads come from the target and its peers.
@@ -17,6 +18,7 @@
 mod address;
 mod body_text;
 mod conversations;
+mod endpoints;
 mod escape;
 mod event;
 mod exchange_json;
@@ -27,6 +29,9 @@ mod json;
 mod keylog;
 mod packets;
 mod pcapng;
+mod plaintext_packets;
+mod recording;
+mod segment;
 mod text;
 mod time;
 mod tls_names;
@@ -42,7 +47,9 @@ pub use json::{JsonSink, LineType};
 pub use keylog::{KeyLines, KeyLog, KeyTotals};
 pub use packets::{PacketSink, PacketTotals};
 pub use pcapng::{Interface, InterfaceStatistics, Packet, PacketDirection, PcapngWriter, Section};
+pub use plaintext_packets::PlaintextPackets;
 pub use protocol::{Limits, Redaction};
+pub use recording::{Entry, RecordingError, RecordingReader, RecordingWriter};
 pub use text::{Palette, PayloadStyle, TextSink};
 pub use time::Timestamp;
 pub use tracker::{Totals, Tracker};

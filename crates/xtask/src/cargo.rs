@@ -35,6 +35,12 @@ pub fn cargo() -> Command {
 pub fn build_release(package: &str) -> Result<PathBuf> {
     eprintln!("building {package} (cargo build --release)");
     run::visibly(cargo().args(["build", "--release", "--quiet", "--package", package]))?;
+    Ok(target_dir().join("release").join(package))
+}
+
+/// Where cargo puts what it builds.
+#[must_use]
+pub fn target_dir() -> PathBuf {
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
-    Ok(workspace().join(target).join("release").join(package))
+    workspace().join(target)
 }

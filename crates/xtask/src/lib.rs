@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod arch;
 pub mod bench;
 pub mod big;
 pub mod cache;
@@ -21,6 +22,7 @@ mod clock_steps;
 mod debian;
 pub mod demo;
 mod dependencies;
+pub mod dist;
 pub mod fuzz;
 pub mod matrix;
 pub mod process;
@@ -28,6 +30,8 @@ pub mod run;
 pub mod setup;
 pub mod soak;
 pub mod standalone;
+pub mod static_build;
 pub mod test;
 pub mod toolchain;
 pub mod tools;
+pub mod vm;

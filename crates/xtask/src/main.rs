@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::setup::{self, Group};
-use xtask::{bench, demo, fuzz, matrix, soak, test};
+use xtask::{bench, demo, dist, fuzz, matrix, soak, test, vm};
 
 /// The project's chores. Each does its own set-up: on Debian and Ubuntu it installs what is
 /// missing, Go toolchains go to a cache directory (`ECAPTURE_CACHE_DIR`, else
@@ -35,6 +35,10 @@ enum Chore {
     Soak(soak::Options),
     /// Look for input that breaks a parser
     Fuzz(fuzz::Options),
+    /// Pack a statically linked ecapture for users: a tarball in target/dist
+    Dist(dist::Options),
+    /// Run the live tests on other kernels, in emulated virtual machines
+    Vm(vm::Options),
     /// Install what the tests need, and nothing else
     Setup,
     /// Build the Go test binaries that the cache lacks, and print their directory
@@ -59,6 +63,8 @@ fn run(chore: Chore) -> Result<()> {
         Chore::Bench(options) => bench::run(&options),
         Chore::Soak(options) => soak::run(&options),
         Chore::Fuzz(options) => fuzz::run(&options),
+        Chore::Dist(options) => dist::run(&options),
+        Chore::Vm(options) => vm::run(&options),
         Chore::Setup => setup::ensure(Group::Test),
         Chore::Matrix => {
             println!("{}", matrix::ensure_all()?.display());

@@ -14,19 +14,22 @@ use crate::{cache, run};
 pub enum Program {
     /// Makes connections of every kind and logs what they connect.
     Connections,
+    /// Makes HTTP requests of every kind and logs them and their responses.
+    Http,
     /// Sends memory that is mapped from a file and not resident.
     Mapped,
 }
 
 impl Program {
     /// Every one.
-    pub const ALL: [Self; 2] = [Self::Connections, Self::Mapped];
+    pub const ALL: [Self; 3] = [Self::Connections, Self::Http, Self::Mapped];
 
     /// The program's file name: `connections`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Connections => "connections",
+            Self::Http => "http",
             Self::Mapped => "mapped",
         }
     }

@@ -2,6 +2,7 @@
 //! missing. For `exchange` with payloads of given sizes, by its own log.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use anyhow::{Context, Result, ensure};
 
@@ -16,6 +17,17 @@ pub(crate) struct Account {
     pub(crate) received: u64,
     /// What was said to be lost.
     pub(crate) lost: u64,
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (received, lost) = (self.received, self.lost);
+        write!(
+            f,
+            "{} bytes = {received} shown + {lost} lost",
+            received + lost
+        )
+    }
 }
 
 /// What really passed.

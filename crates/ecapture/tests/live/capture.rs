@@ -24,6 +24,9 @@ pub(crate) fn ecapture() -> Command {
     command
 }
 
+/// JSON lines without what is decoded.
+const PLAINTEXT: [&str; 4] = ["--format", "json", "--events", "connection,data,lost,close"];
+
 /// A running capture. Dropping it kills it.
 #[derive(Debug)]
 pub(crate) struct Capture {
@@ -38,14 +41,17 @@ impl Capture {
     /// Captures from every process that runs the file, as JSON lines.
     pub(crate) fn of(path: &Path, flags: &str) -> Result<Self> {
         let mut command = ecapture();
-        command.args(["gotls", "--format", "json", "-e"]).arg(path);
+        command.arg("gotls").args(PLAINTEXT).arg("-e").arg(path);
         Self::spawn(command.args(flags.split_whitespace()))
     }
 
     /// Captures from a process, as JSON lines.
     pub(crate) fn of_pid(pid: u32, flags: &str) -> Result<Self> {
         let mut command = ecapture();
-        command.args(["gotls", "--format", "json", "--pid", &pid.to_string()]);
+        command
+            .arg("gotls")
+            .args(PLAINTEXT)
+            .args(["--pid", &pid.to_string()]);
         Self::spawn(command.args(flags.split_whitespace()))
     }
 
@@ -54,7 +60,7 @@ impl Capture {
     pub(crate) fn into_file(path: &Path, flags: &str) -> Result<Self> {
         let file = tempfile::tempfile()?;
         let mut command = ecapture();
-        command.args(["gotls", "--format", "json", "-e"]).arg(path);
+        command.arg("gotls").args(PLAINTEXT).arg("-e").arg(path);
         command.args(flags.split_whitespace());
         let child = Child::spawn_to(&mut command, file.try_clone()?.into())?;
         let mut capture = Self::attached(child)?;
@@ -89,6 +95,12 @@ impl Capture {
     pub(crate) fn wait_for_data(&self) -> Result<()> {
         self.child
             .wait_for_line(Stream::Stdout, LONG, |line| line.contains(r#""data""#))?;
+        Ok(())
+    }
+
+    /// Waits for a line of its output.
+    pub(crate) fn wait_for_line(&self, wanted: impl FnMut(&str) -> bool) -> Result<()> {
+        self.child.wait_for_line(Stream::Stdout, LONG, wanted)?;
         Ok(())
     }
 

@@ -28,7 +28,7 @@ const FAULT: Duration = Duration::from_secs(5);
 /// Messages of a load that goes on for some seconds without a gigabyte of output.
 const SIZES: &[u64] = &[100, 1000, 3000];
 /// Such a load, until some time after the fault.
-const LOAD: &str = "-hold -scenario slow -conns 8 -minseconds 8 -sizes 100,1000,3000";
+const LOAD: &str = "-hold -scenario slow -conns 8 -minseconds 12 -sizes 100,1000,3000";
 
 /// `ecapture gotls -e PROGRAM --format json` with these flags.
 fn json(program: &Program, flags: &str) -> Command {
@@ -56,6 +56,7 @@ fn a_stopped_reader_costs_what_is_counted_and_nothing_else() -> Result<()> {
     let log = target.finish()?;
     let captured = capture.stop()?;
     let account = Streams::of(&log, SIZES).account(&captured)?;
+    println!("{account}");
     assert!(account.lost > 0, "{account:?}: no test");
     // It has gone on reading afterwards: a buffer of 64 KiB doesn't hold that.
     assert!(account.received > 256 * 1024, "{account:?}");
@@ -110,6 +111,7 @@ fn a_blocked_output_costs_what_is_counted_and_nothing_else() -> Result<()> {
         ..capture.end()?.success()?
     };
     let account = Streams::of(&log, SIZES).account(&Captured::new(finished)?)?;
+    println!("{account}; memory grew by {grown} bytes");
     assert!(account.lost > 0, "{account:?}: no test");
     assert!(account.received > 256 * 1024, "{account:?}");
     assert!(grown < 4 << 20, "{grown} bytes");
@@ -262,9 +264,8 @@ fn check_beginnings(captured: &Captured, size: u64) -> Result<usize> {
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn a_payload_that_is_not_in_memory_is_fetched_or_counted() -> Result<()> {
     for kind in ["auto", "perf"] {
-        let program = Program::copy_of(
-            &standalone::Program::Mapped.binary(GoRelease::NEWEST, Variant::Default)?,
-        )?;
+        let mapped = standalone::Program::Mapped;
+        let program = Program::copy_of(&mapped.binary(GoRelease::NEWEST, Variant::Default)?)?;
         let file = program.dir().join("payloads");
         let mut target = program.start(&format!("-file {}", file.display()))?;
         let capture = Capture::of_pid(target.pid(), &format!("--uprobes {kind}"))?;
@@ -361,7 +362,7 @@ fn a_storm_of_processes_costs_no_packet() -> Result<()> {
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn ten_thousand_connections_leave_nothing_behind() -> Result<()> {
     let program = Program::new(GoRelease::Go1_24, Variant::Default)?;
-    let child = Child::spawn_to(&mut json(&program, "--mapsize 1024"), Stdio::null())?;
+    let child = Child::spawn_to(&mut json(&program, "--mapsize 4096"), Stdio::null())?;
     let mut capture = Capture::attached(child)?;
     let pid = capture.pid();
     let connections = |rounds: u32| {
@@ -380,6 +381,7 @@ fn ten_thousand_connections_leave_nothing_behind() -> Result<()> {
         stderr.contains("on 22000 connections; lost: 0 events"),
         "{stderr}"
     );
+    println!("memory and descriptors: {before:?}, afterwards {after:?}");
     assert_eq!(after.1, before.1, "descriptors");
     assert!(after.0 < before.0 + (2 << 20), "{before:?} {after:?} bytes");
     Ok(())

@@ -18,10 +18,10 @@ fn text(program: &Program, flags: &str) -> Command {
     command
 }
 
-/// What a capture of the program, run with these flags, prints.
+/// What a capture of the program, run with these flags, prints of its calls.
 fn shown(capture_flags: &str, flags: &str) -> Result<String> {
     let program = Program::newest()?;
-    let mut capture = Capture::spawn(&mut text(&program, capture_flags))?;
+    let mut capture = Capture::spawn(text(&program, capture_flags).arg("--raw"))?;
     program.run(flags)?;
     capture.child().signal(Signal::INT)?;
     Ok(capture.end()?.success()?.stdout_text())

@@ -233,6 +233,32 @@ fn without_privileges_it_says_which_are_missing() -> Result<()> {
 }
 
 #[test]
+fn options_that_contradict_each_other() -> Result<()> {
+    for (options, says) in [
+        ("--raw --format json", "--raw"),
+        ("--indent-json --format json", "--indent-json"),
+        ("--raw --indent-json", "--indent-json"),
+        ("--events http", "--format json"),
+        ("--raw --redact default", "--redact"),
+        (
+            "--format json --events data,http --redact default",
+            "--redact",
+        ),
+        ("--format json --events lost --redact default", "--redact"),
+        ("--raw --max-body 100", "--max-body"),
+        ("--har - --format json", "--har"),
+        ("-m keylog --redact default", "--redact"),
+        ("-m pcap --redact default", "--redact"),
+        ("-m pcap --har x.har", "--har"),
+    ] {
+        let mut command = ecapture();
+        command.args(["gotls", "-e", "/bin/true"]);
+        refused(command.args(options.split(' ')), WRONG_INPUT, says)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn hex_does_not_go_with_json() -> Result<()> {
     let mut command = ecapture();
     command.args(["gotls", "-e", "/bin/true", "--hex", "--format", "json"]);

@@ -49,15 +49,7 @@ fn by_size(bench: &Bench, findings: &mut Findings) -> Result<()> {
              looked at, which are the page cache's, and our own; proportional memory counts the buffer once."
         ),
     );
-    let mut executables = vec![
-        ("without symbols", program::stripped_load()?),
-        ("with symbols", bench.programs.load.clone()),
-    ];
-    for size in big::Size::ALL {
-        if !bench.quick || size == big::Size::Mb25 {
-            executables.push(("many functions", big::binary(RELEASE, size)?));
-        }
-    }
+    let executables = executables(bench)?;
     let kinds: Vec<_> = (0..executables.len()).collect();
     let rounds = Rounds::measure(&kinds, bench.runs, "start", |index| {
         start(bench, &executables[index].1)
@@ -98,6 +90,20 @@ fn by_size(bench: &Bench, findings: &mut Findings) -> Result<()> {
             digits: 0,
         },
     )
+}
+
+/// What they are, and where; built if they aren't there yet.
+pub(super) fn executables(bench: &Bench) -> Result<Vec<(&'static str, PathBuf)>> {
+    let mut executables = vec![
+        ("without symbols", program::stripped_load()?),
+        ("with symbols", bench.programs.load.clone()),
+    ];
+    for size in big::Size::ALL {
+        if !bench.quick || size == big::Size::Mb25 {
+            executables.push(("many functions", big::binary(RELEASE, size)?));
+        }
+    }
+    Ok(executables)
 }
 
 /// Starts ecapture on an executable that isn't running, until its probes are in place.

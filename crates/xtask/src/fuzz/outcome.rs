@@ -63,10 +63,10 @@ fn finding(said: &str, status: &str) -> String {
     let is_input = |line: &&str| line.contains("Test unit written to ");
     let is_error = |line: &&str| line.contains("panicked at ") || line.contains("ERROR: libFuzzer");
     let mut told = Vec::new();
-    if let Some(at) = lines.iter().position(|line| is_error(&line)) {
+    if let Some(at) = lines.iter().position(is_error) {
         told.extend(lines[at..].iter().take(3).copied());
     }
-    told.extend(lines.iter().copied().filter(|line| is_input(&line)));
+    told.extend(lines.iter().copied().filter(|line| is_input(line)));
     if told.is_empty() {
         told.push(status);
     }
