@@ -178,7 +178,7 @@ impl<W: Write> PlaintextPackets<W> {
             interface: 0,
             start: self.start,
             end: now,
-            received: self.totals.packets + lost_records,
+            received: self.totals.packets.saturating_add(lost_records),
             dropped: lost_records,
         })?;
         self.writer.flush()
