@@ -4,7 +4,7 @@
 //! All targets are in one program (fuzz/src/main.rs), which is built by cargo-fuzz and run from here.
 //! What is to survive is in the cache: corpora, findings, and what each run said.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -33,6 +33,9 @@ pub struct Options {
     /// How long each target runs
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub seconds: u32,
+    /// Begin with the seeds alone, not with what earlier runs found
+    #[arg(long)]
+    pub from_seeds: bool,
 }
 
 /// How long each target runs in the tests: long enough to see that none of them fails at once.
@@ -41,7 +44,14 @@ const SECONDS_IN_TESTS: u32 = 5;
 /// Runs the targets and prints a table. An error if there was a finding.
 pub fn run(options: &Options) -> Result<()> {
     setup::ensure(Group::Test)?;
-    let fuzzer = Fuzzer::build(&cache::dir()?.join("fuzz"))?;
+    let place = match options.from_seeds {
+        false => cache::dir()?.join("fuzz"),
+        true => workspace().join("target/fuzz/from-seeds"),
+    };
+    if options.from_seeds && place.exists() {
+        fs::remove_dir_all(&place).with_context(|| place.display().to_string())?;
+    }
+    let fuzzer = Fuzzer::build(&place)?;
     let all = fuzzer.targets()?;
     if let Some(unknown) = options.targets.iter().find(|name| !all.contains(name)) {
         bail!(
@@ -55,12 +65,11 @@ pub fn run(options: &Options) -> Result<()> {
 
 /// Runs each target for a moment, from its seeds alone, so that it takes as long on every machine.
 pub fn briefly() -> Result<()> {
-    let place = workspace().join("target/fuzz/brief");
-    if place.exists() {
-        fs::remove_dir_all(&place).with_context(|| place.display().to_string())?;
-    }
-    let fuzzer = Fuzzer::build(&place)?;
-    fuzzer.run(fuzzer.targets()?, SECONDS_IN_TESTS)
+    run(&Options {
+        targets: Vec::new(),
+        seconds: SECONDS_IN_TESTS,
+        from_seeds: true,
+    })
 }
 
 /// The program with all targets, and what it needs.
@@ -140,10 +149,10 @@ impl Fuzzer {
             Ok(path)
         };
         let (corpus, findings) = (directory("corpora")?, directory("findings")?);
-        run::output(self.command(target).env("ECAPTURE_FUZZ_SEEDS", &corpus))?;
+        run::output(&mut self.command(target, Some(&corpus))?)?;
         let log = self.place.join(format!("{target}.log"));
         let file = File::create(&log).with_context(|| log.display().to_string())?;
-        let mut command = self.command(target);
+        let mut command = self.command(target, None)?;
         command
             .arg(&corpus)
             .arg(format!("-artifact_prefix={}/", findings.display()))
@@ -172,12 +181,26 @@ impl Fuzzer {
         Ok(outcome)
     }
 
-    fn command(&self, target: &str) -> Command {
-        let mut command = Command::new(&self.program);
-        command
-            .env("ECAPTURE_FUZZ_TARGET", target)
-            .env("ECAPTURE_FUZZ_EXECUTABLES", &self.executables)
-            .env("RUST_BACKTRACE", "0");
-        command
+    /// The program with one target. `seeds`: it is only to write its seeds into that directory.
+    fn command(&self, target: &str, seeds: Option<&Path>) -> Result<Command> {
+        // Packet filters are tried out in the kernel.
+        let mut command = match target {
+            "packet_filter" => run::as_root("env")?,
+            _ => Command::new("env"),
+        };
+        let mut variable = |name: &str, value: &OsStr| {
+            let mut assignment = OsString::from(name);
+            assignment.push("=");
+            assignment.push(value);
+            command.arg(assignment);
+        };
+        variable("ECAPTURE_FUZZ_TARGET", target.as_ref());
+        variable("ECAPTURE_FUZZ_EXECUTABLES", &self.executables);
+        variable("RUST_BACKTRACE", "0".as_ref());
+        if let Some(seeds) = seeds {
+            variable("ECAPTURE_FUZZ_SEEDS", seeds.as_ref());
+        }
+        command.arg(&self.program);
+        Ok(command)
     }
 }

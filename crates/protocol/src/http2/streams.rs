@@ -197,7 +197,15 @@ impl Streams {
             if let Some(trouble) = block.trouble.take() {
                 sink(place.trouble(trouble));
             }
-            stream.request(client, block, wire_length, sink);
+            // The offset is one of what the server sent.
+            stream.request(client, block, wire_length, &mut |event| {
+                sink(match event {
+                    HttpEvent::Trouble(id, _, offset, why) => {
+                        HttpEvent::Trouble(id, place.side, offset, why)
+                    }
+                    event => event,
+                });
+            });
         }
         stream.phases[Side::Client.index()] = Phase::Body;
         self.end(client, sink);
