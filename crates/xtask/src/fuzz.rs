@@ -36,6 +36,10 @@ pub struct Options {
     /// Begin with the seeds alone, not with what earlier runs found
     #[arg(long)]
     pub from_seeds: bool,
+    /// Where the fuzzer's random numbers begin; the same number and seeds give the same inputs [default:
+    /// the time]
+    #[arg(long, value_name = "N")]
+    pub random_seed: Option<u32>,
 }
 
 /// How long each target runs in the tests: long enough to see that none of them fails at once.
@@ -60,7 +64,7 @@ pub fn run(options: &Options) -> Result<()> {
         );
     }
     let wanted = |name: &String| options.targets.is_empty() || options.targets.contains(name);
-    fuzzer.run(all.into_iter().filter(wanted).collect(), options.seconds)
+    fuzzer.run(all.into_iter().filter(wanted).collect(), options)
 }
 
 /// Runs each target for a moment, from its seeds alone, so that it takes as long on every machine.
@@ -69,6 +73,8 @@ pub fn briefly() -> Result<()> {
         targets: Vec::new(),
         seconds: SECONDS_IN_TESTS,
         from_seeds: true,
+        // A test does the same each time.
+        random_seed: Some(1),
     })
 }
 
@@ -117,10 +123,10 @@ impl Fuzzer {
         Ok(names.lines().map(str::to_owned).collect())
     }
 
-    fn run(&self, targets: Vec<String>, seconds: u32) -> Result<()> {
+    fn run(&self, targets: Vec<String>, options: &Options) -> Result<()> {
         let outcomes = Mutex::new(Vec::new());
         run::in_parallel(targets, |target| {
-            let outcome = self.fuzz(&target, seconds)?;
+            let outcome = self.fuzz(&target, options)?;
             eprintln!("{target}: {}", outcome.summary());
             if let Ok(mut outcomes) = outcomes.lock() {
                 outcomes.push((target, outcome));
@@ -142,7 +148,8 @@ impl Fuzzer {
     }
 
     /// Runs one target.
-    fn fuzz(&self, target: &str, seconds: u32) -> Result<Outcome> {
+    fn fuzz(&self, target: &str, options: &Options) -> Result<Outcome> {
+        let (seconds, seed) = (options.seconds, options.random_seed.unwrap_or(0));
         let directory = |name: &str| -> Result<PathBuf> {
             let path = self.place.join(name).join(target);
             fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
@@ -157,6 +164,8 @@ impl Fuzzer {
             .arg(&corpus)
             .arg(format!("-artifact_prefix={}/", findings.display()))
             .arg(format!("-max_total_time={seconds}"))
+            // 0 stands for the time.
+            .arg(format!("-seed={seed}"))
             .args([
                 "-print_final_stats=1",
                 "-timeout=60",
