@@ -62,8 +62,11 @@ pub struct Sent<H> {
     pub body: Body,
     /// The fields behind the body.
     pub trailers: Vec<Field>,
-    /// Whether the end was seen.
+    /// Whether all of it was sent: its end was seen, or, of a connection that ended, as many bytes of a body
+    /// as `Content-Length` says.
     pub complete: bool,
+    /// `Content-Length`, also if that is redacted in the head.
+    pub content_length: Option<u64>,
     /// `Content-Type`, also if that is redacted in the head.
     pub content_type: Option<Vec<u8>>,
     /// `Content-Encoding`, also if that is redacted in the head.
@@ -144,6 +147,7 @@ impl<H> Sent<H> {
             body: Body::new(budget),
             trailers: Vec::new(),
             complete: false,
+            content_length: None,
             content_type: None,
             content_encoding: None,
         }
@@ -157,6 +161,12 @@ impl<H> Sent<H> {
     pub(crate) fn touch(&mut self, time: Time) {
         self.began.get_or_insert(time);
         self.latest = Some(time);
+    }
+
+    /// Nothing follows, also not the end: one who has all bytes that `Content-Length` promised (RFC 9110 section
+    /// 8.6) may close the connection ahead of HTTP/2's END_STREAM.
+    pub(crate) fn cease(&mut self) {
+        self.complete |= self.content_length == Some(self.body.length);
     }
 }
 
@@ -238,6 +248,11 @@ impl Exchange {
     pub fn is_web_socket(&self) -> bool {
         let protocol = self.switched.as_deref();
         protocol.is_some_and(|protocol| protocol.eq_ignore_ascii_case(b"websocket"))
+    }
+
+    /// Whether all was said; a request that was not seen is over with its response.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.response.complete && (self.request.complete || !self.request.is_seen())
     }
 
     /// Whether this side was complete.

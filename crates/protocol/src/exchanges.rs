@@ -156,7 +156,9 @@ impl Exchanges {
 
     /// Ends all exchanges that are open.
     pub fn close(&mut self, time: Time, ending: Ending, sink: &mut NoticeSink<'_>) {
-        while let Some((&stream, _)) = self.open.first_key_value() {
+        while let Some(mut open) = self.open.first_entry() {
+            let stream = *open.key();
+            let ending = open.get_mut().cease().unwrap_or(ending);
             self.finish(time, stream, ending, sink);
         }
     }
@@ -194,10 +196,8 @@ impl Exchanges {
             return;
         };
         open.end(time, side, sink);
-        let exchange = &open.exchange;
-        let (request, response) = (&exchange.request, &exchange.response);
-        let request_unseen = !request.is_seen();
-        if response.complete && (request.complete || request_unseen) && !open.is_switching() {
+        let request_unseen = !open.exchange.request.is_seen();
+        if open.exchange.is_whole() && !open.is_switching() {
             self.finish(time, stream, Ending::Complete, sink);
             if request_unseen {
                 self.ended.insert(stream);
@@ -264,6 +264,7 @@ impl Open {
         exchange.request.touch(time);
         exchange.request.content_type = owned(&head.fields, "content-type");
         exchange.request.content_encoding = owned(&head.fields, "content-encoding");
+        exchange.request.content_length = content_length(&head.fields);
         if exchange
             .request
             .content_type
@@ -301,6 +302,7 @@ impl Open {
         }
         let content_type = owned(&head.fields, "content-type");
         let content_encoding = owned(&head.fields, "content-encoding");
+        let content_length = content_length(&head.fields);
         let framing = self.response_framing(&head, content_type.as_deref());
         self.means.redaction.apply(&mut head.fields);
         if !self.granted(Side::Server, &head.fields, head.reason.len()) {
@@ -316,6 +318,7 @@ impl Open {
         response.head = Some(head);
         response.content_type = content_type;
         response.content_encoding = content_encoding;
+        response.content_length = content_length;
         let lasts = matches!(framing, Framing::Events(_));
         self.bodies[Side::Server.index()] = framing;
         if self.exchange.announced.is_some() {
@@ -507,6 +510,16 @@ impl Open {
         }
     }
 
+    /// Neither side sends any more: how it ended, if all was said nevertheless.
+    fn cease(&mut self) -> Option<Ending> {
+        let exchange = &mut self.exchange;
+        if exchange.switched.is_none() {
+            exchange.request.cease();
+            exchange.response.cease();
+        }
+        (exchange.is_whole() && !self.is_switching()).then_some(Ending::Complete)
+    }
+
     /// Whether the protocol changes behind the heads, of which the decoder is about to tell.
     fn is_switching(&self) -> bool {
         let exchange = &self.exchange;
@@ -685,6 +698,12 @@ impl Open {
 fn owned(fields: &[Field], name: &str) -> Option<Vec<u8>> {
     let value = field_value(fields, name)?;
     Some(value[..value.len().min(NAMES_MAX)].to_vec())
+}
+
+/// `Content-Length`, if it is one number (RFC 9110 section 8.6).
+fn content_length(fields: &[Field]) -> Option<u64> {
+    let digits = field_value(fields, "content-length")?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 /// The values of all fields of this name, as one list (RFC 9110 section 5.3).

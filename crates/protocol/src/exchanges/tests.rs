@@ -232,6 +232,25 @@ fn a_response_whose_request_was_not_seen_ends_alone_and_only_once() {
 }
 
 #[test]
+fn a_body_as_long_as_promised_is_complete_though_its_end_was_not_seen() {
+    for (promised, complete) in [("4", true), ("5", false), ("4, 4", false)] {
+        let mut bench = Bench::new();
+        bench
+            .request(ONE, "/", &[("content-length", "2")])
+            .body(ONE, Side::Client, b"hi")
+            .response(ONE, 200, &[("content-length", promised)])
+            .body(ONE, Side::Server, b"body")
+            .close(Ending::ConnectionClosed);
+        bench.says(&[if complete {
+            "1 / \"hi\" \"body\" Some(200) Complete"
+        } else {
+            "1 / \"hi\" \"body\" Some(200) ConnectionClosed; the response's end was not seen; \
+             the connection was closed"
+        }]);
+    }
+}
+
+#[test]
 fn a_reset_ends_an_exchange_for_good() {
     let mut bench = Bench::new();
     bench
