@@ -1,12 +1,13 @@
 //! Commands that run to their end: their failure as an error that tells what they said.
 
 use std::ffi::OsStr;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::{env, thread};
+use std::{env, io, thread};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 /// Runs the command silently; its standard output. An error holds the command and the end of
 /// what it wrote.
@@ -38,6 +39,35 @@ pub fn visibly(command: &mut Command) -> Result<()> {
         bail!("{}: {status}", shown(command));
     }
     Ok(())
+}
+
+/// As [`visibly`], and returns what it wrote to its standard output too, if it could be started.
+pub fn visibly_kept(command: &mut Command) -> Result<(String, Result<()>)> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("{}: can't be started", shown(command)))?;
+    let mut kept = Vec::new();
+    if let Some(mut stdout) = child.stdout.take() {
+        let mut part = vec![0; 64 << 10];
+        loop {
+            let length = stdout.read(&mut part)?;
+            if length == 0 {
+                break;
+            }
+            kept.extend_from_slice(&part[..length]);
+            io::stdout().write_all(&part[..length])?;
+            io::stdout().flush()?;
+        }
+    }
+    let status = child.wait()?;
+    let result = if status.success() {
+        Ok(())
+    } else {
+        Err(anyhow!("{}: {status}", shown(command)))
+    };
+    Ok((String::from_utf8_lossy(&kept).into_owned(), result))
 }
 
 /// Whether a program of this name can be run: somewhere in `$PATH`, or where administrators'
