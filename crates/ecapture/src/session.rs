@@ -125,7 +125,8 @@ impl Session<'_> {
         if let Some(stop) = stop {
             stop.stop();
         }
-        let finished = wait_for_consumer(&self.signals, alive.as_fd(), PATIENCE)
+        let asked = end == End::Signal;
+        let finished = wait_for_consumer(&mut self.signals, alive.as_fd(), PATIENCE, asked)
             .context("waiting")
             .map_err(Failure::Runtime)?;
         if !finished {

@@ -85,19 +85,30 @@ pub(crate) fn wait_for_end(
     }
 }
 
-/// Gives the consumer time to write what is left. Whether it did so; a further signal or too long a
-/// wait ends the patience.
+/// Gives the consumer time to write what is left. Whether it did so; a signal or too long a wait ends the
+/// patience. The first signal doesn't if `asked` is false: it asks for the end that is coming anyway.
 pub(crate) fn wait_for_consumer(
-    signals: &Signals,
+    signals: &mut Signals,
     consumer: BorrowedFd<'_>,
     patience: Duration,
+    mut asked: bool,
 ) -> io::Result<bool> {
-    let mut descriptors = [
-        PollFd::from_borrowed_fd(consumer, PollFlags::IN),
-        PollFd::new(&signals.0, PollFlags::IN),
-    ];
-    wait(&mut descriptors, Instant::now().checked_add(patience))?;
-    Ok(!descriptors[0].revents().is_empty())
+    let deadline = Instant::now().checked_add(patience);
+    loop {
+        let mut descriptors = [
+            PollFd::from_borrowed_fd(consumer, PollFlags::IN),
+            PollFd::new(&signals.0, PollFlags::IN),
+        ];
+        let ready = wait(&mut descriptors, deadline)?;
+        if !descriptors[0].revents().is_empty() {
+            return Ok(true);
+        }
+        if !ready || asked {
+            return Ok(false);
+        }
+        signals.clear();
+        asked = true;
+    }
 }
 
 /// Polls, until the deadline if there is one. Whether any descriptor is ready.
@@ -118,5 +129,40 @@ fn wait(descriptors: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result
             Ok(_) => return Ok(true),
             Err(errno) => return Err(errno.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    /// Waits for a consumer while a signal is there; whether the consumer had ended, and the time it took.
+    fn wait_with_a_signal(
+        consumer: &UnixStream,
+        patience: Duration,
+        asked: bool,
+    ) -> (bool, Duration) {
+        let (receiver, mut sender) = UnixStream::pair().unwrap();
+        receiver.set_nonblocking(true).unwrap();
+        sender.write_all(b"X").unwrap();
+        let start = Instant::now();
+        let ended = wait_for_consumer(&mut Signals(receiver), consumer.as_fd(), patience, asked);
+        (ended.unwrap(), start.elapsed())
+    }
+
+    #[test]
+    fn only_a_second_request_to_end_ends_the_patience() {
+        let (alive, consumer) = UnixStream::pair().unwrap();
+        let short = Duration::from_millis(20);
+        let (ended, took) = wait_with_a_signal(&alive, short, false);
+        assert!(!ended && took >= short, "{took:?}");
+        let long = Duration::from_secs(600);
+        let (ended, took) = wait_with_a_signal(&alive, long, true);
+        assert!(!ended && took < long, "{took:?}");
+        drop(consumer);
+        assert!(wait_with_a_signal(&alive, long, false).0);
     }
 }
