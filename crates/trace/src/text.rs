@@ -65,12 +65,15 @@ pub struct TextSink<W> {
     indent_json: bool,
     withhold: bool,
     time: TimeFormat,
-    /// The payload in hand, escaped.
-    escaped: Vec<u8>,
+    /// What is not written yet: text is made here, in its place, and copied nowhere else.
+    text: Vec<u8>,
 }
 
+/// How much text waits before it is written.
+const PENDING: usize = 64 << 10;
+
 impl<W: Write> TextSink<W> {
-    /// A sink that writes to `out`, which ought to be buffered, with times in `zone`.
+    /// A sink that writes to `out`, in large parts, with times in `zone`.
     pub fn new(out: W, style: PayloadStyle, palette: Palette, zone: TimeZone) -> Self {
         Self {
             out,
@@ -79,7 +82,7 @@ impl<W: Write> TextSink<W> {
             indent_json: false,
             withhold: false,
             time: TimeFormat::time_of_day(zone),
-            escaped: Vec::new(),
+            text: Vec::with_capacity(2 * PENDING),
         }
     }
 
@@ -93,6 +96,14 @@ impl<W: Write> TextSink<W> {
     pub fn withhold_plaintext(mut self, withhold: bool) -> Self {
         self.withhold = withhold;
         self
+    }
+
+    fn hand_on(&mut self) -> io::Result<()> {
+        let result = self.out.write_all(&self.text);
+        self.text.clear();
+        // One large event must not hold memory for good.
+        self.text.shrink_to(2 * PENDING);
+        result
     }
 
     fn http(&mut self, http: &Http<'_>) -> io::Result<()> {
@@ -111,12 +122,12 @@ impl<W: Write> TextSink<W> {
         let fraction = nanoseconds / 1000;
         let (comm, pid) = (escape_name(http.comm), http.pid);
         write!(
-            self.out,
+            self.text,
             "{colour}{second}.{fraction:06} {comm}[{pid}] #{}",
             http.connection
         )?;
         if let Notice::Trouble(..) = http.notice {
-            self.out.write_all(b" ")?;
+            self.text.write_all(b" ")?;
         }
         let text = ExchangeText {
             body: BodyText {
@@ -125,9 +136,8 @@ impl<W: Write> TextSink<W> {
             },
             palette: self.palette,
         };
-        self.escaped.clear();
-        text.notice(&mut self.escaped, http.requests, http.notice);
-        self.out.write_all(&self.escaped)
+        text.notice(&mut self.text, http.requests, http.notice);
+        Ok(())
     }
 
     fn data(&mut self, data: &Data<'_>) -> io::Result<()> {
@@ -144,52 +154,52 @@ impl<W: Write> TextSink<W> {
         };
         let length = data.payload.len() as u64;
         self.header(data.time, colour, Some(&place))?;
-        write!(self.out, "{}", Bytes(length))?;
+        write!(self.text, "{}", Bytes(length))?;
         if length < data.call_length {
             let last = data.call_offset.saturating_add(length);
             write!(
-                self.out,
+                self.text,
                 ", {}-{last} of {}",
                 data.call_offset, data.call_length
             )?;
         }
         if data.truncated > 0 {
-            write!(self.out, ", the rest not captured (--tsize)")?;
+            write!(self.text, ", the rest not captured (--tsize)")?;
         }
         if self.withhold {
-            return writeln!(self.out, ", not shown{}", self.palette.reset);
+            return writeln!(self.text, ", not shown{}", self.palette.reset);
         }
-        writeln!(self.out, "{}", self.palette.reset)?;
+        writeln!(self.text, "{}", self.palette.reset)?;
 
         match self.style {
-            PayloadStyle::Hex => write_hexdump(&mut self.out, data.payload, data.call_offset),
+            PayloadStyle::Hex => write_hexdump(&mut self.text, data.payload, data.call_offset),
             PayloadStyle::Text => {
-                self.escaped.clear();
-                escape_payload(&mut self.escaped, data.payload);
-                if !self.escaped.ends_with(b"\n") {
-                    self.escaped.push(b'\n');
+                let start = self.text.len();
+                escape_payload(&mut self.text, data.payload);
+                if !self.text[start..].ends_with(b"\n") {
+                    self.text.push(b'\n');
                 }
-                self.out.write_all(&self.escaped)
+                Ok(())
             }
         }
     }
 
     fn lost(&mut self, lost: &Lost<'_>) -> io::Result<()> {
         self.header(lost.time, self.palette.lost, lost.place.as_ref())?;
-        write!(self.out, "{} lost", Bytes(lost.bytes))?;
+        write!(self.text, "{} lost", Bytes(lost.bytes))?;
         match lost.reason {
             Loss::BufferFull => {
                 let plural = if lost.records == 1 { "" } else { "s" };
                 write!(
-                    self.out,
+                    self.text,
                     " in {} record{plural}: the buffer was full (--mapsize makes it larger)",
                     lost.records
                 )?;
             }
-            Loss::Unreadable => write!(self.out, ": the program's memory could not be read")?,
-            Loss::CallTooLong => write!(self.out, ": the call was too long to be copied")?,
+            Loss::Unreadable => write!(self.text, ": the program's memory could not be read")?,
+            Loss::CallTooLong => write!(self.text, ": the call was too long to be copied")?,
         }
-        writeln!(self.out, "{}", self.palette.reset)
+        writeln!(self.text, "{}", self.palette.reset)
     }
 
     /// `20:25:03.123456 caddy[4242] #1 → write ` in colour.
@@ -206,16 +216,16 @@ impl<W: Write> TextSink<W> {
             Direction::Write => "→",
             Direction::Read => "←",
         };
-        write!(self.out, "{arrow} {} ", place.direction)
+        write!(self.text, "{arrow} {} ", place.direction)
     }
 
     fn time(&mut self, time: Timestamp, colour: &str) -> io::Result<()> {
         let (second, nanoseconds) = self.time.second(time);
-        write!(self.out, "{colour}{second}.{:06} ", nanoseconds / 1000)
+        write!(self.text, "{colour}{second}.{:06} ", nanoseconds / 1000)
     }
 
     fn connection(&mut self, comm: &[u8], pid: u32, number: u64) -> io::Result<()> {
-        write!(self.out, "{}[{pid}] #{number} ", escape_name(comm))
+        write!(self.text, "{}[{pid}] #{number} ", escape_name(comm))
     }
 
     fn opened(&mut self, opened: &Opened<'_>) -> io::Result<()> {
@@ -226,22 +236,22 @@ impl<W: Write> TextSink<W> {
         } else {
             "seen in the middle"
         };
-        write!(self.out, "{begun}: ")?;
+        write!(self.text, "{begun}: ")?;
         self.ends(opened)?;
         if let Some(agreed) = &opened.agreed {
             self.agreed(agreed)?;
         }
-        writeln!(self.out, "{}", self.palette.reset)
+        writeln!(self.text, "{}", self.palette.reset)
     }
 
     /// `server 10.0.0.1:443 ← 10.0.0.9:51234`: the arrow goes from the client to the server.
     fn ends(&mut self, opened: &Opened<'_>) -> io::Result<()> {
         let role = opened.agreed.map(|agreed| agreed.role);
         if let Some(role) = role {
-            write!(self.out, "{role} ")?;
+            write!(self.text, "{role} ")?;
         }
         if opened.local.is_none() && opened.remote.is_none() {
-            return write!(self.out, "addresses unknown");
+            return write!(self.text, "addresses unknown");
         }
         let shown = |address: &Option<Address<'_>>| match address {
             Some(address) => escape_name(&address_text(address)).into_owned(),
@@ -253,25 +263,25 @@ impl<W: Write> TextSink<W> {
             None => "–",
         };
         let (local, remote) = (shown(&opened.local), shown(&opened.remote));
-        write!(self.out, "{local} {arrow} {remote}")
+        write!(self.text, "{local} {arrow} {remote}")
     }
 
     fn agreed(&mut self, agreed: &Agreed<'_>) -> io::Result<()> {
         let (version, suite) = (agreed.version, agreed.cipher_suite);
         write!(
-            self.out,
+            self.text,
             ", TLS {}, {}",
             TlsVersion(version),
             CipherSuite(suite)
         )?;
         if let Some(protocol) = agreed.protocol {
-            write!(self.out, ", ALPN {}", escape_name(protocol))?;
+            write!(self.text, ", ALPN {}", escape_name(protocol))?;
         }
         if let Some(name) = agreed.server_name {
-            write!(self.out, ", SNI {}", escape_name(name))?;
+            write!(self.text, ", SNI {}", escape_name(name))?;
         }
         if agreed.resumed {
-            write!(self.out, ", resumed")?;
+            write!(self.text, ", resumed")?;
         }
         Ok(())
     }
@@ -282,13 +292,13 @@ impl<W: Write> TextSink<W> {
         match closed.cause {
             CloseCause::Called => {
                 let seconds = closed.duration.as_secs_f64();
-                write!(self.out, "closed after {seconds:.3} s: ")?;
+                write!(self.text, "closed after {seconds:.3} s: ")?;
             }
-            CloseCause::Dropped => write!(self.out, "dropped without Close: ")?,
+            CloseCause::Dropped => write!(self.text, "dropped without Close: ")?,
         }
         let [written, read] = closed.bytes.map(Bytes);
         let reset = self.palette.reset;
-        writeln!(self.out, "{written} written, {read} read{reset}")
+        writeln!(self.text, "{written} written, {read} read{reset}")
     }
 }
 
@@ -300,10 +310,15 @@ impl<W: Write> Sink for TextSink<W> {
             Event::Lost(lost) => self.lost(lost),
             Event::Http(http) => self.http(http),
             Event::Closed(closed) => self.closed(closed),
+        }?;
+        if self.text.len() >= PENDING {
+            self.hand_on()?;
         }
+        Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        self.hand_on()?;
         self.out.flush()
     }
 }

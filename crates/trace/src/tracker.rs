@@ -324,6 +324,7 @@ mod tests {
         tracker
             .finish(Timestamp(9_000_000_000), lost.0, lost.1, &mut sink)
             .unwrap();
+        sink.flush().unwrap();
         (String::from_utf8(out).unwrap(), tracker.totals())
     }
 
@@ -369,6 +370,7 @@ mod tests {
                 let record = Record::Data(record);
                 tracker.record(&record, offset, &mut sink).unwrap();
             }
+            sink.flush().unwrap();
             let mut text = String::from_utf8(out).unwrap();
             let times: Vec<_> = text
                 .lines()
