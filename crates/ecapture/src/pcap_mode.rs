@@ -124,7 +124,8 @@ impl PacketFile {
         }
         let interfaces = context.interfaces.iter().map(CapturedInterface::describe);
         let interfaces: Vec<_> = interfaces.collect();
-        let out = BufWriter::with_capacity(256 * 1024, file);
+        // For small blocks; packets come many at a time.
+        let out = BufWriter::with_capacity(32 * 1024, file);
         let section = section(context);
         let mut sink = PacketSink::new(PcapngWriter::new(out, &section, &interfaces)?);
         sink.flush()?;

@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod block_store;
 mod body_text;
 mod conversations;
 mod endpoints;

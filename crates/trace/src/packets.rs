@@ -9,6 +9,7 @@ use std::io::{self, Write};
 
 use events::{KeyRecord, PacketProcess, PacketRecord};
 
+use crate::block_store::{BlockStore, Stored};
 use crate::escape::escape_name;
 use crate::keylog::{KeyLines, KeyTotals};
 use crate::pcapng::{InterfaceStatistics, Packet, PacketDirection, PcapngWriter};
@@ -30,6 +31,7 @@ pub struct PacketSink<W> {
     keys: KeyLines,
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
+    blocks: BlockStore,
     written: PacketTotals,
     flushed: PacketTotals,
 }
@@ -38,12 +40,9 @@ pub struct PacketSink<W> {
 #[derive(Debug)]
 struct Waiting {
     time_ns: u64,
-    time: Timestamp,
-    interface: u32,
-    direction: PacketDirection,
-    length: u32,
-    bytes: Box<[u8]>,
-    comment: Option<String>,
+    /// How many bytes of it were captured.
+    captured: usize,
+    block: Stored,
 }
 
 impl<W: Write> PacketSink<W> {
@@ -53,6 +52,9 @@ impl<W: Write> PacketSink<W> {
     /// How many bytes of packets wait at most.
     pub const WAITING_MAX: usize = 64 * 1024 * 1024;
 
+    /// When there are more, they are written until no more than this are left.
+    const WAITING_LESS: usize = Self::WAITING_MAX - (1 << 20);
+
     /// Goes on where `writer` has described the interfaces.
     pub fn new(writer: PcapngWriter<W>) -> Self {
         Self {
@@ -60,6 +62,7 @@ impl<W: Write> PacketSink<W> {
             keys: KeyLines::new(),
             waiting: VecDeque::new(),
             waiting_bytes: 0,
+            blocks: BlockStore::default(),
             written: PacketTotals::default(),
             flushed: PacketTotals::default(),
         }
@@ -82,7 +85,6 @@ impl<W: Write> PacketSink<W> {
 
     /// Takes a packet. `realtime_offset_ns` leads from its clock to the wall clock.
     pub fn packet(&mut self, packet: &PacketRecord<'_>, realtime_offset_ns: i64) -> io::Result<()> {
-        self.waiting_bytes += packet.bytes.len();
         // Processors note the time before they get their place in the ring buffer, so that neighbours
         // can be in the wrong order. Nearly always the place is the last one.
         let before = |waiting: &Waiting| waiting.time_ns <= packet.time_ns;
@@ -91,22 +93,17 @@ impl<W: Write> PacketSink<W> {
             .iter()
             .rposition(before)
             .map_or(0, |last| last + 1);
+        let block = self.store(packet, realtime_offset_ns)?;
         let waiting = Waiting {
             time_ns: packet.time_ns,
-            time: Timestamp::from_monotonic(packet.time_ns, realtime_offset_ns),
-            interface: packet.interface,
-            direction: match packet.direction {
-                events::PacketDirection::Inbound => PacketDirection::Inbound,
-                events::PacketDirection::Outbound => PacketDirection::Outbound,
-            },
-            length: packet.length,
-            bytes: packet.bytes.into(),
-            comment: comment(packet.sender.as_ref(), packet.receiver.as_ref()),
+            captured: packet.bytes.len(),
+            block,
         };
         self.waiting.insert(place, waiting);
+        self.waiting_bytes += packet.bytes.len();
         if self.waiting_bytes > Self::WAITING_MAX {
             self.write_keys()?;
-            self.write_oldest()?;
+            self.write_oldest(|_, bytes_left| bytes_left > Self::WAITING_LESS)?;
         }
         Ok(())
     }
@@ -116,9 +113,8 @@ impl<W: Write> PacketSink<W> {
     pub fn release(&mut self, now_ns: u64) -> io::Result<()> {
         self.write_keys()?;
         let waited = |packet: &Waiting| packet.time_ns.saturating_add(Self::HOLD_NS) <= now_ns;
-        while self.waiting.front().is_some_and(waited) {
-            self.write_oldest()?;
-        }
+        self.write_oldest(|packet, _| waited(packet))?;
+        self.blocks.trim();
         Ok(())
     }
 
@@ -146,21 +142,52 @@ impl<W: Write> PacketSink<W> {
         Ok(())
     }
 
-    fn write_oldest(&mut self) -> io::Result<()> {
-        let Some(packet) = self.waiting.pop_front() else {
-            return Ok(());
-        };
-        self.waiting_bytes -= packet.bytes.len();
-        self.written.packets += 1;
-        self.written.bytes += packet.bytes.len() as u64;
-        self.writer.packet(&Packet {
+    fn store(&mut self, packet: &PacketRecord<'_>, realtime_offset_ns: i64) -> io::Result<Stored> {
+        let comment = comment(packet.sender.as_ref(), packet.receiver.as_ref());
+        let packet = Packet {
             interface: packet.interface,
-            time: packet.time,
+            time: Timestamp::from_monotonic(packet.time_ns, realtime_offset_ns),
             length: packet.length,
-            bytes: &packet.bytes,
-            direction: packet.direction,
-            comment: packet.comment.as_deref(),
-        })
+            bytes: packet.bytes,
+            direction: match packet.direction {
+                events::PacketDirection::Inbound => PacketDirection::Inbound,
+                events::PacketDirection::Outbound => PacketDirection::Outbound,
+            },
+            comment: comment.as_deref(),
+        };
+        self.blocks
+            .push(packet.encoded_max(), |out| packet.encode(out))
+    }
+
+    /// Writes the oldest packets as long as `wanted` says, of the oldest one and the bytes that wait. Blocks
+    /// that came one after the other are written at once.
+    fn write_oldest(&mut self, wanted: impl Fn(&Waiting, usize) -> bool) -> io::Result<()> {
+        let mut run: Option<Stored> = None;
+        let oldest = |this: &Self| {
+            let oldest = this.waiting.front();
+            oldest.is_some_and(|packet| wanted(packet, this.waiting_bytes))
+        };
+        while oldest(self)
+            && let Some(packet) = self.waiting.pop_front()
+        {
+            self.waiting_bytes -= packet.captured;
+            self.written.packets += 1;
+            self.written.bytes += packet.captured as u64;
+            match &mut run {
+                Some(run) if run.is_followed_by(&packet.block) => run.extend(&packet.block),
+                _ => {
+                    self.write_run(run.replace(packet.block))?;
+                }
+            }
+        }
+        self.write_run(run)
+    }
+
+    fn write_run(&mut self, run: Option<Stored>) -> io::Result<()> {
+        let Some(run) = run else { return Ok(()) };
+        self.writer.encoded(self.blocks.bytes(&run))?;
+        self.blocks.release(&run);
+        Ok(())
     }
 }
 

@@ -84,9 +84,9 @@ impl<W: Write> PcapngWriter<W> {
             out,
             block: Vec::new(),
         };
-        writer.section_header(section)?;
+        writer.write(|block| section_header(block, section))?;
         for interface in interfaces {
-            writer.interface_description(interface)?;
+            writer.write(|block| interface_description(block, interface))?;
         }
         Ok(writer)
     }
@@ -97,44 +97,38 @@ impl<W: Write> PcapngWriter<W> {
         /// "TLSK"
         const TLS_KEY_LOG: u32 = 0x544c_534b;
 
-        self.begin(0x0a);
-        self.u32(TLS_KEY_LOG);
-        self.u32(length_field(lines.len())?);
-        self.padded(lines);
-        self.end()
+        self.write(|out| {
+            let mut block = Block::begin(out, 0x0a);
+            block.u32(TLS_KEY_LOG);
+            block.u32(length_field(lines.len())?);
+            block.padded(lines);
+            block.end()
+        })
     }
 
     /// Adds a packet.
     pub fn packet(&mut self, packet: &Packet<'_>) -> io::Result<()> {
-        self.begin(0x06);
-        self.u32(packet.interface);
-        self.time(packet.time);
-        self.u32(length_field(packet.bytes.len())?);
-        self.u32(packet.length);
-        self.padded(packet.bytes);
-        if let Some(comment) = packet.comment {
-            self.option(OPT_COMMENT, comment.as_bytes());
-        }
-        let direction: u32 = match packet.direction {
-            PacketDirection::Inbound => 1,
-            PacketDirection::Outbound => 2,
-        };
-        self.option(2, &direction.to_le_bytes()); // epb_flags
-        self.option(OPT_ENDOFOPT, &[]);
-        self.end()
+        self.write(|block| packet.encode(block))
     }
 
     /// Says at the end how an interface's packets fared.
     pub fn statistics(&mut self, statistics: &InterfaceStatistics) -> io::Result<()> {
-        self.begin(0x05);
-        self.u32(statistics.interface);
-        self.time(statistics.end);
-        self.option(2, &split_time(statistics.start)); // isb_starttime
-        self.option(3, &split_time(statistics.end)); // isb_endtime
-        self.option(4, &statistics.received.to_le_bytes()); // isb_ifrecv
-        self.option(5, &statistics.dropped.to_le_bytes()); // isb_ifdrop
-        self.option(OPT_ENDOFOPT, &[]);
-        self.end()
+        self.write(|out| {
+            let mut block = Block::begin(out, 0x05);
+            block.u32(statistics.interface);
+            block.time(statistics.end);
+            block.option(2, &split_time(statistics.start)); // isb_starttime
+            block.option(3, &split_time(statistics.end)); // isb_endtime
+            block.option(4, &statistics.received.to_le_bytes()); // isb_ifrecv
+            block.option(5, &statistics.dropped.to_le_bytes()); // isb_ifdrop
+            block.option(OPT_ENDOFOPT, &[]);
+            block.end()
+        })
+    }
+
+    /// Adds blocks that are encoded already.
+    pub(crate) fn encoded(&mut self, blocks: &[u8]) -> io::Result<()> {
+        self.out.write_all(blocks)
     }
 
     /// What it was written to.
@@ -147,64 +141,113 @@ impl<W: Write> PcapngWriter<W> {
         self.out.flush()
     }
 
-    fn section_header(&mut self, section: &Section<'_>) -> io::Result<()> {
-        self.begin(0x0a0d_0d0a);
-        self.u32(0x1a2b_3c4d); // tells the byte order
-        self.block.extend([1, 0, 0, 0]); // version 1.0
-        self.block.extend([0xff; 8]); // length of the section: not known in advance
-        self.option(2, section.hardware.as_bytes()); // shb_hardware
-        self.option(3, section.os.as_bytes()); // shb_os
-        self.option(4, section.application.as_bytes()); // shb_userappl
-        self.option(OPT_ENDOFOPT, &[]);
-        self.end()
-    }
-
-    fn interface_description(&mut self, interface: &Interface<'_>) -> io::Result<()> {
-        self.begin(0x01);
-        self.block.extend(interface.link_type.to_le_bytes());
-        self.block.extend([0, 0]);
-        self.u32(interface.snaplen);
-        self.option(2, interface.name.as_bytes()); // if_name
-        self.option(9, &[9]); // if_tsresol: 10^-9 s
-        if let Some(filter) = interface.filter {
-            self.option(11, &[&[0], filter.as_bytes()].concat()); // if_filter, as text
-        }
-        self.option(OPT_ENDOFOPT, &[]);
-        self.end()
-    }
-
-    fn begin(&mut self, block_type: u32) {
+    fn write(&mut self, encode: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> io::Result<()> {
         self.block.clear();
-        self.u32(block_type);
-        self.u32(0); // its length, once that is known
+        encode(&mut self.block)?;
+        self.out.write_all(&self.block)
+    }
+}
+
+impl Packet<'_> {
+    /// How long its block is at most.
+    pub(crate) fn encoded_max(&self) -> usize {
+        /// All but the packet and the comment, with their padding.
+        const REST: usize = 64;
+
+        self.bytes.len() + self.comment.map_or(0, str::len) + REST
     }
 
-    fn end(&mut self) -> io::Result<()> {
-        let length = length_field(self.block.len() + 4)?.to_le_bytes();
-        self.block[4..8].copy_from_slice(&length);
-        self.block.extend(length);
-        self.out.write_all(&self.block)
+    /// Appends its block.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) -> io::Result<()> {
+        let mut block = Block::begin(out, 0x06);
+        block.u32(self.interface);
+        block.time(self.time);
+        block.u32(length_field(self.bytes.len())?);
+        block.u32(self.length);
+        block.padded(self.bytes);
+        if let Some(comment) = self.comment {
+            block.option(OPT_COMMENT, comment.as_bytes());
+        }
+        let direction: u32 = match self.direction {
+            PacketDirection::Inbound => 1,
+            PacketDirection::Outbound => 2,
+        };
+        block.option(2, &direction.to_le_bytes()); // epb_flags
+        block.option(OPT_ENDOFOPT, &[]);
+        block.end()
+    }
+}
+
+fn section_header(out: &mut Vec<u8>, section: &Section<'_>) -> io::Result<()> {
+    let mut block = Block::begin(out, 0x0a0d_0d0a);
+    block.u32(0x1a2b_3c4d); // tells the byte order
+    block.out.extend([1, 0, 0, 0]); // version 1.0
+    block.out.extend([0xff; 8]); // length of the section: not known in advance
+    block.option(2, section.hardware.as_bytes()); // shb_hardware
+    block.option(3, section.os.as_bytes()); // shb_os
+    block.option(4, section.application.as_bytes()); // shb_userappl
+    block.option(OPT_ENDOFOPT, &[]);
+    block.end()
+}
+
+fn interface_description(out: &mut Vec<u8>, interface: &Interface<'_>) -> io::Result<()> {
+    let mut block = Block::begin(out, 0x01);
+    block.out.extend(interface.link_type.to_le_bytes());
+    block.out.extend([0, 0]);
+    block.u32(interface.snaplen);
+    block.option(2, interface.name.as_bytes()); // if_name
+    block.option(9, &[9]); // if_tsresol: 10^-9 s
+    if let Some(filter) = interface.filter {
+        block.option(11, &[&[0], filter.as_bytes()].concat()); // if_filter, as text
+    }
+    block.option(OPT_ENDOFOPT, &[]);
+    block.end()
+}
+
+/// A block that is being encoded, at the end of what is there.
+struct Block<'a> {
+    out: &'a mut Vec<u8>,
+    start: usize,
+}
+
+impl<'a> Block<'a> {
+    fn begin(out: &'a mut Vec<u8>, block_type: u32) -> Self {
+        let start = out.len();
+        let mut block = Self { out, start };
+        block.u32(block_type);
+        block.u32(0); // its length, once that is known
+        block
+    }
+
+    fn end(self) -> io::Result<()> {
+        let length = length_field(self.out.len() - self.start + 4)?.to_le_bytes();
+        self.out[self.start + 4..self.start + 8].copy_from_slice(&length);
+        self.out.extend(length);
+        Ok(())
     }
 
     fn u32(&mut self, number: u32) {
-        self.block.extend(number.to_le_bytes());
+        self.out.extend(number.to_le_bytes());
     }
 
     fn time(&mut self, time: Timestamp) {
-        self.block.extend(split_time(time));
+        self.out.extend(split_time(time));
     }
 
     fn option(&mut self, code: u16, value: &[u8]) {
         // Names and comments are short; one that is not is cut rather than refused.
         let value = &value[..value.len().min(usize::from(u16::MAX))];
-        self.block.extend(code.to_le_bytes());
-        self.block.extend((value.len() as u16).to_le_bytes());
+        self.out.extend(code.to_le_bytes());
+        self.out.extend((value.len() as u16).to_le_bytes());
         self.padded(value);
     }
 
     fn padded(&mut self, bytes: &[u8]) {
-        self.block.extend_from_slice(bytes);
-        self.block.resize(self.block.len().next_multiple_of(4), 0);
+        const ZEROS: [u8; 3] = [0; 3];
+
+        self.out.extend_from_slice(bytes);
+        let padding = bytes.len().next_multiple_of(4) - bytes.len();
+        self.out.extend_from_slice(&ZEROS[..padding]);
     }
 }
 
