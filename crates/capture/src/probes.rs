@@ -10,7 +10,7 @@ use libbpf_rs::Link;
 use libbpf_rs::skel::Skel;
 
 use crate::error::kernel_release;
-use crate::load::{Repeat, load};
+use crate::load::{Repeat, Serving, load};
 use crate::privileges::{effective_user_can_trace, give_up_privileges, is_admin};
 use crate::skeleton::GotlsSkel;
 use crate::target::{has_label, target};
@@ -36,7 +36,7 @@ pub enum Wanted<'a> {
 }
 
 impl Wanted<'_> {
-    fn arch(&self) -> Arch {
+    pub(crate) fn arch(&self) -> Arch {
         match self {
             Self::Plaintext(plan) => plan.arch,
             Self::Keys(plan) => plan.arch,
@@ -58,7 +58,7 @@ pub struct Options {
 }
 
 impl Options {
-    fn ring_bytes(&self) -> Result<u32, Error> {
+    pub(crate) fn ring_bytes(&self) -> Result<u32, Error> {
         ring_bytes(self.ring_kib)
     }
 }
@@ -116,15 +116,23 @@ impl Probes {
         let kind = options.uprobes.unwrap_or_else(best);
         let placements = placements(wanted, Repeat::of_this_kernel());
         let programs: Vec<_> = placements.iter().map(|placed| placed.program).collect();
-        let skeleton = load(&target, &programs, kind, options, ring_bytes)?;
+        let skeleton = load(
+            Serving::One(&target),
+            None,
+            &programs,
+            kind,
+            options,
+            ring_bytes,
+        )?;
         let mut probes = Self {
             links: Vec::new(),
             skeleton,
             kind,
-            sites: 0,
+            sites: placements.iter().map(|placed| placed.sites.len()).sum(),
             ring_bytes,
         };
-        probes.attach_all(executable, &placements, pid)?;
+        let skeleton = &mut probes.skeleton;
+        probes.links = attach_all(skeleton, kind, executable, &placements, pid, None)?;
         Ok(probes)
     }
 
@@ -156,36 +164,39 @@ impl Probes {
     pub fn detach(&mut self) {
         drop_at_once(&mut self.links);
     }
-
-    fn attach_all(
-        &mut self,
-        executable: &Executable,
-        placements: &[Placement<'_>],
-        pid: Option<u32>,
-    ) -> Result<(), Error> {
-        let path = executable.descriptor_path();
-        for placed in placements {
-            let name = placed.program;
-            let mut programs = self.skeleton.object_mut().progs_mut();
-            let program = programs.find(|program| program.name() == name);
-            let program = program.ok_or_else(|| Error::Load {
-                reason: format!("the object has no program {name}"),
-            })?;
-            let offsets: Vec<_> = placed.sites.iter().map(|site| site.offset).collect();
-            let (links, log) =
-                libbpf_log::listen(|| self.kind.attach(&program, pid, &path, &offsets));
-            let links = links.map_err(|error| {
-                let function = placed.function.symbol(CRYPTO_TLS);
-                attach_error(function, offsets[0], self.kind, &error, &log)
-            })?;
-            self.links.extend(links);
-            self.sites += placed.sites.len();
-        }
-        Ok(())
-    }
 }
 
-fn check_architecture(executable: Arch) -> Result<(), Error> {
+/// Attaches an object's programs to an executable as placed. If one of them can't be, none is.
+pub(crate) fn attach_all(
+    skeleton: &mut GotlsSkel<'static>,
+    kind: UprobeKind,
+    executable: &Executable,
+    placements: &[Placement<'_>],
+    pid: Option<u32>,
+    cookie: Option<u64>,
+) -> Result<Vec<Link>, Error> {
+    let path = executable.descriptor_path();
+    let mut attached = Vec::new();
+    for placed in placements {
+        let name = placed.program;
+        let mut programs = skeleton.object_mut().progs_mut();
+        let program = programs.find(|program| program.name() == name);
+        let program = program.ok_or_else(|| Error::Load {
+            reason: format!("the object has no program {name}"),
+        })?;
+        let offsets: Vec<_> = placed.sites.iter().map(|site| site.offset).collect();
+        let (links, log) =
+            libbpf_log::listen(|| kind.attach(&program, pid, &path, &offsets, cookie));
+        let links = links.map_err(|error| {
+            let function = placed.function.symbol(CRYPTO_TLS);
+            attach_error(function, offsets[0], kind, &error, &log)
+        })?;
+        attached.extend(links);
+    }
+    Ok(attached)
+}
+
+pub(crate) fn check_architecture(executable: Arch) -> Result<(), Error> {
     let machine = std::env::consts::ARCH;
     let same = match executable {
         Arch::Amd64 => machine == "x86_64",
@@ -203,14 +214,14 @@ fn check_architecture(executable: Arch) -> Result<(), Error> {
 
 /// A program, by name, and where it goes.
 #[derive(Debug)]
-struct Placement<'a> {
-    program: &'static str,
+pub(crate) struct Placement<'a> {
+    pub(crate) program: &'static str,
     function: Function,
-    sites: &'a [Site],
+    pub(crate) sites: &'a [Site],
 }
 
 /// All of them, in the order of attaching.
-fn placements(wanted: Wanted<'_>, repeat: Repeat) -> Vec<Placement<'_>> {
+pub(crate) fn placements(wanted: Wanted<'_>, repeat: Repeat) -> Vec<Placement<'_>> {
     let pick = |by_helper, by_walking| match repeat {
         Repeat::ByHelper => by_helper,
         Repeat::ByWalking => by_walking,

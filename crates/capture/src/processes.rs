@@ -4,10 +4,9 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::executable::Identity;
+use crate::executable::{Identity, changed_ns};
 use crate::{Error, Process};
 
 /// A process and what it can be chosen by.
@@ -67,7 +66,7 @@ impl ProcessInfo {
             comm,
             executable,
             identity: Identity::of(&file),
-            changed_ns: i128::from(file.ctime()) * 1_000_000_000 + i128::from(file.ctime_nsec()),
+            changed_ns: changed_ns(&file),
             cgroup: cgroup(&fs::read(directory.join("cgroup"))?),
         })
     }

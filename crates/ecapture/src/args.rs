@@ -19,6 +19,7 @@ pub(crate) struct Args {
 const EXAMPLES: &str = "\
 Examples:
   ecapture gotls --pid 4242                      what process 4242 says, as text
+  ecapture gotls                                 all Go programs, also those that start later
   ecapture gotls -e /usr/bin/caddy               every process that runs this executable
   ecapture gotls -e ./server --format json       JSON lines, for scripts
   ecapture gotls -e ./server --duration 10 >log  ten seconds, into a file
@@ -45,6 +46,8 @@ pub(crate) enum Command {
 
 const GOTLS_EXAMPLES: &str = "\
 Examples:
+  ecapture gotls
+  ecapture gotls --user www-data --exclude-comm 'node_*'
   ecapture gotls --pid 4242
   ecapture gotls -e /usr/bin/caddy --hex
   ecapture gotls -e /usr/bin/caddy -u 33 --tsize 200
@@ -67,21 +70,9 @@ Examples:
 /// `ecapture gotls`
 #[derive(Debug, clap::Args)]
 pub(crate) struct GotlsArgs {
-    /// The Go executable: every process that runs it is captured, now and later
-    #[arg(short, long, value_name = "PATH", required_unless_present = "pid")]
-    pub(crate) elfpath: Option<PathBuf>,
-
     /// What to show
     #[arg(short, long, visible_alias = "mode", value_enum, default_value_t = Mode::Text)]
     pub(crate) model: Mode,
-
-    /// Only this process; alone, it also says which executable
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) pid: Option<u32>,
-
-    /// Only processes of the user with this number
-    #[arg(short, long, value_name = "N")]
-    pub(crate) uid: Option<u32>,
 
     /// File for keys in keylog and pcap mode, `-` for stdout; appended to [default in keylog mode:
     /// ecapture_gotls_key.log]
@@ -139,6 +130,14 @@ pub(crate) struct GotlsArgs {
     /// How to attach uprobes: for tests
     #[arg(long, value_enum, default_value_t = Uprobes::Auto, hide = true)]
     pub(crate) uprobes: Uprobes,
+
+    /// How to tell many executables apart: for tests
+    #[arg(long, value_enum, default_value_t = Objects::Auto, hide = true)]
+    pub(crate) objects: Objects,
+
+    /// Without any, all Go programs with TLS are captured, also those that start later
+    #[command(flatten)]
+    pub(crate) selectors: Selectors,
 }
 
 /// `ecapture inspect`
@@ -229,6 +228,23 @@ impl From<Uprobes> for Option<capture::UprobeKind> {
             Uprobes::Auto => None,
             Uprobes::Multi => Some(capture::UprobeKind::Multi),
             Uprobes::Perf => Some(capture::UprobeKind::Perf),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Objects {
+    Auto,
+    One,
+    Each,
+}
+
+impl From<Objects> for Option<capture::Objects> {
+    fn from(objects: Objects) -> Self {
+        match objects {
+            Objects::Auto => None,
+            Objects::One => Some(capture::Objects::One),
+            Objects::Each => Some(capture::Objects::OnePerExecutable),
         }
     }
 }

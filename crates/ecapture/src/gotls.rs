@@ -15,8 +15,10 @@ use crate::args::{Format, GotlsArgs, Mode};
 use crate::consume::{Outcome, Output};
 use crate::failure::Failure;
 use crate::keylog_mode::{self, Keys};
+use crate::many;
 use crate::output::StdoutSink;
 use crate::pcap_mode::{self, Files, PacketFile};
+use crate::selectors::One;
 use crate::session::{DebugLog, Session, print_summary};
 use crate::supervise::Signals;
 use crate::text_mode::{self, Plaintext};
@@ -34,14 +36,18 @@ pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
     capture::set_debug(args.debug);
     let log = DebugLog::new(args.debug);
 
-    let process = args.pid.map(Process::open).transpose()?;
-    let executable = open_executable(args.elfpath.as_deref(), process.as_ref())?;
+    let Some(one) = args.selectors.one() else {
+        return many::run(args, log);
+    };
+    let process = one.pid.map(Process::open).transpose()?;
+    let executable = open_executable(one.elfpath, process.as_ref())?;
     let analysis = gobin::analyze(&executable.map()?)
         .map_err(|error| Failure::executable(executable.name(), error))?;
     log.say("executable analysed");
 
     let command = Command {
         args,
+        one,
         executable: &executable,
         analysis: &analysis,
         process: process.as_ref(),
@@ -58,6 +64,7 @@ pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
 #[derive(Debug)]
 struct Command<'a> {
     args: &'a GotlsArgs,
+    one: One<'a>,
     executable: &'a Executable,
     analysis: &'a Analysis,
     process: Option<&'a Process>,
@@ -155,8 +162,8 @@ impl<'a> Command<'a> {
 
     fn filters(&self) -> Filters {
         Filters {
-            pid: self.args.pid,
-            uid: self.args.uid,
+            pid: self.one.pid,
+            uid: self.one.uid,
         }
     }
 
@@ -233,7 +240,7 @@ fn open_executable(path: Option<&Path>, process: Option<&Process>) -> Result<Exe
     }
 }
 
-fn written(outcome: Outcome<impl Output>) -> Result<(), Failure> {
+pub(crate) fn written(outcome: Outcome<impl Output>) -> Result<(), Failure> {
     let destination = outcome.output.destination();
     outcome
         .result

@@ -67,7 +67,7 @@ type Found<'a> = (&'a ProcessInfo, Option<Container>, Verdict);
 
 /// What an executable is.
 #[derive(Clone, Debug)]
-struct Verdict {
+pub(crate) struct Verdict {
     go_version: String,
     abi: String,
     build: String,
@@ -111,7 +111,7 @@ impl Verdicts {
 }
 
 /// Something of Go that we can't make sense of is worth a line; another program is not.
-fn refused(error: &Error) -> Option<Verdict> {
+pub(crate) fn refused(error: &Error) -> Option<Verdict> {
     let go_version = match error {
         Error::NoPclntab { go_version } | Error::GoTooOld { go_version } => go_version.to_string(),
         Error::Gccgo => "gccgo".into(),

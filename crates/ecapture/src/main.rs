@@ -3,7 +3,8 @@
 //! This binary is the command line and the wiring: `args` is what was typed, `gotls` and `inspect` are
 //! the commands, `text_mode`, `keylog_mode` and `pcap_mode` what `gotls` can show. `session` runs one capture:
 //! `consume` carries records to an output, `supervise` waits for the end. Paths, colours, exit codes
-//! and signals live here and nowhere else.
+//! and signals live here and nowhere else. `many` captures from many programs at once: `watch` waits for
+//! them to start, `programs` knows which are captured.
 #![forbid(unsafe_code)]
 
 mod args;
@@ -15,14 +16,17 @@ mod gotls;
 mod inspect;
 mod keylog_mode;
 mod list;
+mod many;
 mod output;
 mod pcap_mode;
+mod programs;
 mod secret_file;
 mod selectors;
 mod session;
 mod supervise;
 mod text_mode;
 mod users;
+mod watch;
 
 use std::process::ExitCode;
 

@@ -95,6 +95,34 @@ impl Selectors {
             && excluded_containers.is_empty()
     }
 
+    /// What is meant, if that is one executable, perhaps in one process or of one user.
+    pub(crate) fn one(&self) -> Option<One<'_>> {
+        let rest = Self {
+            pids: Vec::new(),
+            executables: Vec::new(),
+            users: Vec::new(),
+            ..self.clone()
+        };
+        let at_most_one =
+            self.pids.len() <= 1 && self.executables.len() <= 1 && self.users.len() <= 1;
+        let some = !self.pids.is_empty() || !self.executables.is_empty();
+        (rest.is_empty() && at_most_one && some).then(|| One {
+            pid: self.pids.first().copied(),
+            elfpath: self.executables.first().map(PathBuf::as_path),
+            uid: self.users.first().copied(),
+        })
+    }
+
+    /// Whether processes that run the same executable are to be told apart.
+    pub(crate) fn are_about_processes(&self) -> bool {
+        let executables_only = Self {
+            executables: Vec::new(),
+            excluded_executables: Vec::new(),
+            ..self.clone()
+        };
+        !executables_only.is_empty()
+    }
+
     /// Whether a process is meant.
     pub(crate) fn matches(&self, process: &ProcessInfo, container: Option<&Container>) -> bool {
         let in_cgroup = |cgroup: &PathBuf| process.cgroup.starts_with(cgroup);
@@ -116,6 +144,14 @@ impl Selectors {
             && !self.excluded_cgroups.iter().any(in_cgroup)
             && !self.excluded_containers.iter().any(in_container)
     }
+}
+
+/// One executable, given by its path or by a process that runs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct One<'a> {
+    pub(crate) pid: Option<u32>,
+    pub(crate) elfpath: Option<&'a Path>,
+    pub(crate) uid: Option<u32>,
 }
 
 /// Nothing asked for is everything.

@@ -1,0 +1,298 @@
+//! Uprobes in any number of executables, which come and go while the capture runs: one ring buffer, and
+//! one loaded object where the kernel can tell a program which executable it was attached to.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+
+use libbpf_rs::{Link, MapCore, MapFlags};
+
+use crate::load::{Repeat, Serving, forget_types, list_types, load};
+use crate::privileges::effective_user_can_trace;
+use crate::probes::{attach_all, check_architecture, placements};
+use crate::skeleton::{GotlsSkel, types};
+use crate::target::{Target, target};
+use crate::uprobes::{UprobeKind, drop_at_once};
+use crate::{Error, Executable, Options, Reader, Wanted};
+
+/// What is taken from all executables of a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taking {
+    /// The plaintext of connections.
+    Plaintext,
+    /// The secrets of TLS sessions.
+    Keys,
+}
+
+/// Which processes of the executables are captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Selection {
+    /// All of them.
+    EveryProcess,
+    /// Those that [`ProbeSet::want`] was called with; checked in the kernel, before anything is copied.
+    WantedProcesses,
+}
+
+/// How the executables are told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Objects {
+    /// One object serves all: each probe has a number that leads to its executable (Linux 5.15).
+    One,
+    /// Each executable has an object of its own; all of them write into the same ring.
+    OnePerExecutable,
+}
+
+/// How to capture from many executables.
+#[derive(Clone, Copy, Debug)]
+pub struct SetOptions {
+    /// What is the same as for one executable. Its filter for a process has no effect.
+    pub options: Options,
+    /// What to take.
+    pub taking: Taking,
+    /// From whom.
+    pub selection: Selection,
+    /// How to tell executables apart; `None`: as the kernel can do it best.
+    pub objects: Option<Objects>,
+}
+
+/// One of the executables of a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TargetId(u32);
+
+struct Attached {
+    // Detached before the programs are unloaded.
+    links: Vec<Link>,
+    /// If it has an object of its own.
+    skeleton: Option<GotlsSkel<'static>>,
+    target: Target,
+    sites: usize,
+}
+
+/// Uprobes in many executables. They are gone when this is dropped.
+pub struct ProbeSet {
+    attached: BTreeMap<u32, Attached>,
+    /// Has the maps, and the programs if there is one object for all.
+    base: GotlsSkel<'static>,
+    set: SetOptions,
+    objects: Objects,
+    kind: UprobeKind,
+    ring_bytes: u32,
+}
+
+impl std::fmt::Debug for ProbeSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ProbeSet")
+            .field("executables", &self.attached.len())
+            .field("objects", &self.objects)
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ProbeSet {
+    /// How many executables can be attached to at the same time.
+    pub const EXECUTABLES_MAX: u32 = 1024;
+
+    /// How many processes can be wanted at the same time.
+    pub const PROCESSES_MAX: u32 = 16384;
+
+    /// Loads what can be loaded before any executable is known.
+    pub fn new(set: &SetOptions) -> Result<Self, Error> {
+        let options = &set.options;
+        let ring_bytes = options.ring_bytes()?;
+        effective_user_can_trace()?;
+        let kind = options.uprobes.unwrap_or_else(|| UprobeKind::best(false));
+        let objects = set.objects.unwrap_or_else(|| {
+            if kind.has_cookies() {
+                Objects::One
+            } else {
+                Objects::OnePerExecutable
+            }
+        });
+        let programs = match objects {
+            Objects::One => programs(set.taking, Repeat::of_this_kernel()),
+            Objects::OnePerExecutable => &[],
+        };
+        let serving = Serving::Many(Self::EXECUTABLES_MAX);
+        let processes = processes(set.selection);
+        let base = load(serving, processes, programs, kind, options, ring_bytes)?;
+        Ok(Self {
+            attached: BTreeMap::new(),
+            base,
+            set: *set,
+            objects,
+            kind,
+            ring_bytes,
+        })
+    }
+
+    /// Attaches to an executable as the plan says. Either every probe of it is in place afterwards, or
+    /// none.
+    pub fn attach(
+        &mut self,
+        executable: &Executable,
+        wanted: Wanted<'_>,
+    ) -> Result<TargetId, Error> {
+        check_architecture(wanted.arch())?;
+        let target = target(wanted)?;
+        let mut numbers = 0..Self::EXECUTABLES_MAX;
+        let number = numbers.find(|number| !self.attached.contains_key(number));
+        let number = number.ok_or(Error::TooManyExecutables {
+            limit: Self::EXECUTABLES_MAX,
+        })?;
+        let placements = placements(wanted, Repeat::of_this_kernel());
+        let sites = placements.iter().map(|placed| placed.sites.len()).sum();
+
+        let (links, skeleton) = match self.objects {
+            Objects::One => {
+                self.describe(number, &target)?;
+                let cookie = Some(number.into());
+                let base = &mut self.base;
+                let links = attach_all(base, self.kind, executable, &placements, None, cookie);
+                (links, None)
+            }
+            Objects::OnePerExecutable => {
+                let programs: Vec<_> = placements.iter().map(|placed| placed.program).collect();
+                let mut skeleton = self.load_another(number, &target, &programs)?;
+                let own = &mut skeleton;
+                let links = attach_all(own, self.kind, executable, &placements, None, None);
+                (links, Some(skeleton))
+            }
+        };
+        let links = links.inspect_err(|_| forget_types(&self.base, number, &target))?;
+        self.attached.insert(
+            number,
+            Attached {
+                links,
+                skeleton,
+                target,
+                sites,
+            },
+        );
+        Ok(TargetId(number))
+    }
+
+    /// Tells the one object's programs about an executable.
+    fn describe(&self, number: u32, target: &Target) -> Result<(), Error> {
+        let executable = types::executable {
+            target: target.arguments,
+            layout: target.layout,
+            ..Default::default()
+        };
+        // SAFETY: A structure of plain numbers whose padding is spelled out as fields (libbpf-cargo), so
+        // all of its bytes are initialised; it lives as long as the slice.
+        let value = unsafe {
+            std::slice::from_raw_parts(
+                std::ptr::from_ref(&executable).cast::<u8>(),
+                size_of::<types::executable>(),
+            )
+        };
+        let maps = &self.base.maps;
+        maps.executables
+            .update(&number.to_ne_bytes(), value, MapFlags::ANY)
+            .map_err(map_error("the table of executables"))?;
+        list_types(&self.base, number, target).map_err(map_error("the table of types"))
+    }
+
+    fn load_another(
+        &self,
+        number: u32,
+        target: &Target,
+        programs: &[&str],
+    ) -> Result<GotlsSkel<'static>, Error> {
+        let serving = Serving::Sharing {
+            target,
+            number,
+            maps: &self.base,
+        };
+        let processes = processes(self.set.selection);
+        let options = &self.set.options;
+        load(
+            serving,
+            processes,
+            programs,
+            self.kind,
+            options,
+            self.ring_bytes,
+        )
+    }
+
+    /// Detaches from some executables; it takes no longer for many than for one. Ids that are not there
+    /// are left out.
+    pub fn detach(&mut self, ids: &[TargetId]) {
+        let mut gone: Vec<_> = ids
+            .iter()
+            .filter_map(|id| Some((id.0, self.attached.remove(&id.0)?)))
+            .collect();
+        let links = gone.iter_mut().flat_map(|(_, gone)| gone.links.drain(..));
+        drop_at_once(&mut links.collect());
+        for (number, gone) in gone {
+            forget_types(&self.base, number, &gone.target);
+            drop(gone.skeleton);
+        }
+    }
+
+    /// Detaches from all of them. What is in the ring buffer stays there to be read.
+    pub fn detach_all(&mut self) {
+        let ids: Vec<_> = self.attached.keys().copied().map(TargetId).collect();
+        self.detach(&ids);
+    }
+
+    /// Captures from this process too, if it runs one of the executables.
+    pub fn want(&self, pid: u32) -> Result<(), Error> {
+        let processes = &self.base.maps.wanted_processes;
+        processes
+            .update(&pid.to_ne_bytes(), &[1], MapFlags::ANY)
+            .map_err(map_error("the table of wanted processes"))
+    }
+
+    /// No longer captures from this process.
+    pub fn forget(&self, pid: u32) {
+        // It need not be there.
+        let _ = self.base.maps.wanted_processes.delete(&pid.to_ne_bytes());
+    }
+
+    /// The reading end of the ring buffer. There is one.
+    pub fn reader(&self) -> Result<Reader, Error> {
+        Reader::new(
+            self.base.maps.ring.as_fd(),
+            self.ring_bytes.into(),
+            self.base.maps.bss.as_fd(),
+        )
+    }
+
+    /// How many instructions are probed.
+    pub fn sites(&self) -> usize {
+        self.attached.values().map(|attached| attached.sites).sum()
+    }
+
+    /// How many executables are attached to.
+    pub fn executables(&self) -> usize {
+        self.attached.len()
+    }
+}
+
+fn processes(selection: Selection) -> Option<u32> {
+    (selection == Selection::WantedProcesses).then_some(ProbeSet::PROCESSES_MAX)
+}
+
+/// All programs that some executable may need.
+fn programs(taking: Taking, repeat: Repeat) -> &'static [&'static str] {
+    match (taking, repeat) {
+        (Taking::Keys, _) => &["write_key_log", "write_key_log_unlabelled", "master_secret"],
+        (Taking::Plaintext, Repeat::ByHelper) => {
+            &["close_conn", "read_copy", "read_return", "write_record"]
+        }
+        (Taking::Plaintext, Repeat::ByWalking) => &[
+            "close_conn",
+            "read_copy_walked",
+            "read_return_walked",
+            "write_record_walked",
+        ],
+    }
+}
+
+fn map_error(what: &'static str) -> impl Fn(libbpf_rs::Error) -> Error {
+    move |error| Error::Load {
+        reason: format!("{what}: {error}"),
+    }
+}

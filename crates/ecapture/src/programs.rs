@@ -1,0 +1,390 @@
+//! Which executables are captured, and which processes run them: each file is analysed once and attached
+//! to once, however many processes run it, and released when the last one has ended.
+
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use capture::{Executable, Identity, ProbeSet, Process, ProcessInfo, TargetId, Wanted};
+use gobin::{Analysis, KeyPlan, ProbePlan, ReadSitePreference};
+use rustix::event::{Timespec, epoll};
+use trace::escape_name;
+
+use crate::container::Container;
+use crate::failure::Failure;
+use crate::keylog_mode;
+use crate::list::refused;
+use crate::selectors::Selectors;
+
+/// How long an executable stays attached that nobody runs any more: a program that is started again
+/// and again is not analysed and attached each time.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What is known of so many files is remembered.
+const REMEMBERED_MAX: usize = 16384;
+
+/// A file as it is now: one that was replaced may have got the inode number of the one before.
+pub(crate) type FileKey = (Identity, i128);
+
+/// What to take from each program.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Take {
+    Plaintext(ReadSitePreference),
+    Keys,
+}
+
+/// Where to probe an executable.
+#[derive(Debug)]
+enum Plan {
+    Plaintext(Box<ProbePlan>),
+    Keys(Box<KeyPlan>),
+}
+
+/// What was found in a file.
+#[derive(Debug)]
+enum Known {
+    /// No Go program, or one without TLS.
+    Nothing,
+    /// Can't be captured, which has been said.
+    Refused,
+    Program(Plan),
+}
+
+#[derive(Debug)]
+struct Attached {
+    id: TargetId,
+    processes: BTreeSet<u32>,
+    /// Asked for by its path: stays attached whoever runs it.
+    pinned: bool,
+    /// Since when nobody runs it.
+    idle: Option<Instant>,
+}
+
+/// A process that is captured, and its pidfd.
+#[derive(Debug)]
+struct Tracked {
+    file: FileKey,
+    _process: Process,
+}
+
+/// How a process came to our attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// It ran when the capture began.
+    Running,
+    /// It has begun to run, and went on while we looked.
+    Started,
+    /// It is about to begin, and waits for us.
+    Held,
+}
+
+/// What the capture came to, for the summary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
+    pub(crate) executables: usize,
+    pub(crate) processes: usize,
+    /// Executables that can't be captured.
+    pub(crate) refused: usize,
+    /// Processes that began to run before their executable was attached to, or they were listed.
+    pub(crate) late: usize,
+    /// Processes that ran when the capture began and were looked at.
+    pub(crate) looked_at: usize,
+}
+
+/// The programs of a capture.
+#[derive(Debug)]
+pub(crate) struct Programs {
+    probes: ProbeSet,
+    selectors: Selectors,
+    take: Take,
+    known: HashMap<FileKey, Known>,
+    attached: HashMap<FileKey, Attached>,
+    processes: HashMap<u32, Tracked>,
+    /// Tells of processes that have ended.
+    ends: OwnedFd,
+    totals: Totals,
+    /// Notes for the user.
+    say: fn(&str),
+}
+
+impl Programs {
+    pub(crate) fn new(
+        probes: ProbeSet,
+        selectors: Selectors,
+        take: Take,
+        say: fn(&str),
+    ) -> std::io::Result<Self> {
+        Ok(Self {
+            probes,
+            selectors,
+            take,
+            known: HashMap::new(),
+            attached: HashMap::new(),
+            processes: HashMap::new(),
+            ends: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            totals: Totals::default(),
+            say,
+        })
+    }
+
+    pub(crate) fn probes(&self) -> &ProbeSet {
+        &self.probes
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// Attaches to the files that were asked for by their paths, whoever runs them. One that can't be
+    /// captured is a mistake.
+    pub(crate) fn pin_executables(&mut self) -> Result<(), Failure> {
+        for path in self.selectors.executables.clone() {
+            let executable = Executable::open(&path)?;
+            let plan =
+                plan(&executable, self.take).map_err(|error| Failure::executable(&path, error))?;
+            let file = (executable.identity(), executable.changed_ns());
+            self.known.insert(file, Known::Program(plan));
+            self.attach(file, &executable)?;
+            if let Some(attached) = self.attached.get_mut(&file) {
+                attached.pinned = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at all processes that run now. Returns how many may not be looked at.
+    pub(crate) fn look_at_all(&mut self, seen: Seen) -> Result<usize, capture::Error> {
+        let (processes, hidden) = capture::running()?;
+        for process in &processes {
+            self.look_at(process, seen);
+        }
+        if seen == Seen::Running {
+            self.totals.looked_at = processes.len();
+        }
+        Ok(hidden)
+    }
+
+    /// A process has executed a file.
+    pub(crate) fn started(&mut self, pid: u32) {
+        match ProcessInfo::of(pid) {
+            Ok(Some(process)) => self.look_at(&process, Seen::Started),
+            // It has ended, or we may not look.
+            Ok(None) | Err(_) => self.ended(pid),
+        }
+    }
+
+    fn look_at(&mut self, process: &ProcessInfo, seen: Seen) {
+        let open = || Executable::of_process(&process.open().ok()?).ok();
+        self.consider(process, open, seen);
+    }
+
+    /// Captures from a process if it is meant and can be.
+    pub(crate) fn consider(
+        &mut self,
+        process: &ProcessInfo,
+        open: impl Fn() -> Option<Executable>,
+        seen: Seen,
+    ) {
+        let file = (process.identity, process.changed_ns);
+        match self.processes.get(&process.pid) {
+            Some(tracked) if tracked.file == file => return,
+            // It executes something else now.
+            Some(_) => self.ended(process.pid),
+            None => {}
+        }
+        if matches!(self.known.get(&file), Some(Known::Nothing | Known::Refused))
+            || process.pid == std::process::id()
+            || !self
+                .selectors
+                .matches(process, Container::of(process).as_ref())
+        {
+            return;
+        }
+        if !self.known.contains_key(&file) {
+            let Some(executable) = open() else { return };
+            let known = self.analyse(&executable, process);
+            if self.known.len() >= REMEMBERED_MAX {
+                let attached = &self.attached;
+                self.known.retain(|file, _| attached.contains_key(file));
+            }
+            self.known.insert(file, known);
+        }
+        if !matches!(self.known.get(&file), Some(Known::Program(_))) {
+            return;
+        }
+        let late = seen == Seen::Started
+            && (self.selectors.are_about_processes() || !self.attached.contains_key(&file));
+        if !self.attached.contains_key(&file) {
+            let Some(executable) = open() else { return };
+            if let Err(error) = self.attach(file, &executable) {
+                self.refuse(process, &error.to_string());
+                self.known.insert(file, Known::Refused);
+                return;
+            }
+            if seen != Seen::Running {
+                let name = escape_name(process.executable.as_os_str().as_encoded_bytes());
+                let how = if late {
+                    ", which had begun already"
+                } else {
+                    ""
+                };
+                (self.say)(&format!("also capturing {name} (pid {}){how}", process.pid));
+            }
+        }
+        self.track(process, file);
+        self.totals.late += usize::from(late);
+    }
+
+    fn analyse(&mut self, executable: &Executable, process: &ProcessInfo) -> Known {
+        match plan(executable, self.take) {
+            Ok(plan) => Known::Program(plan),
+            Err(gobin::Error::NoTls { .. }) => Known::Nothing,
+            Err(error) if refused(&error).is_some() || is_go(&error) => {
+                self.refuse(process, &error.to_string());
+                Known::Refused
+            }
+            Err(_) => Known::Nothing,
+        }
+    }
+
+    fn refuse(&mut self, process: &ProcessInfo, reason: &str) {
+        self.totals.refused += 1;
+        let name = process.executable.display();
+        let line = format!(
+            "note: pid {}, {name}, can't be captured: {reason}",
+            process.pid
+        );
+        (self.say)(&escape_name(line.as_bytes()));
+    }
+
+    fn attach(&mut self, file: FileKey, executable: &Executable) -> Result<(), capture::Error> {
+        if self.attached.contains_key(&file) {
+            return Ok(());
+        }
+        let Some(Known::Program(plan)) = self.known.get(&file) else {
+            return Ok(());
+        };
+        let wanted = match plan {
+            Plan::Plaintext(plan) => Wanted::Plaintext(plan),
+            Plan::Keys(plan) => Wanted::Keys(plan),
+        };
+        if let Plan::Keys(plan) = plan {
+            let name = executable.name().display();
+            for note in keylog_mode::notes(plan) {
+                (self.say)(&format!("{note} ({name})"));
+            }
+        }
+        let id = self.probes.attach(executable, wanted)?;
+        self.totals.executables += 1;
+        let attached = Attached {
+            id,
+            processes: BTreeSet::new(),
+            pinned: false,
+            idle: Some(Instant::now()),
+        };
+        self.attached.insert(file, attached);
+        Ok(())
+    }
+
+    fn track(&mut self, info: &ProcessInfo, file: FileKey) {
+        let Ok(process) = info.open() else { return };
+        if self.selectors.are_about_processes()
+            && let Err(error) = self.probes.want(info.pid)
+        {
+            self.refuse(info, &error.to_string());
+            return;
+        }
+        let end = epoll::EventData::new_u64(info.pid.into());
+        // Without it the process is forgotten when its number is used again.
+        let _ = epoll::add(&self.ends, process.as_fd(), end, epoll::EventFlags::IN);
+        if let Some(attached) = self.attached.get_mut(&file) {
+            attached.processes.insert(info.pid);
+            attached.idle = None;
+        }
+        let tracked = Tracked {
+            file,
+            _process: process,
+        };
+        self.processes.insert(info.pid, tracked);
+        self.totals.processes += 1;
+    }
+
+    /// Forgets a process.
+    fn ended(&mut self, pid: u32) {
+        let Some(tracked) = self.processes.remove(&pid) else {
+            return;
+        };
+        self.probes.forget(pid);
+        if let Some(attached) = self.attached.get_mut(&tracked.file) {
+            attached.processes.remove(&pid);
+            if attached.processes.is_empty() {
+                attached.idle = Some(Instant::now());
+            }
+        }
+    }
+
+    /// Forgets processes that have ended.
+    pub(crate) fn forget_ended(&mut self) {
+        let event = epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        };
+        let mut events = [event; 64];
+        let at_once = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        while let Ok(count @ 1..) = epoll::wait(&self.ends, &mut events[..], Some(&at_once)) {
+            for event in &events[..count] {
+                // It was made from a pid.
+                self.ended(event.data.u64() as u32);
+            }
+        }
+    }
+
+    /// Detaches from executables that nobody has run for a while.
+    pub(crate) fn release_idle(&mut self) {
+        let is_idle = |attached: &Attached| {
+            !attached.pinned && attached.idle.is_some_and(|since| since.elapsed() > LINGER)
+        };
+        let gone: Vec<_> = self
+            .attached
+            .extract_if(|_, attached| is_idle(attached))
+            .map(|(_, attached)| attached.id)
+            .collect();
+        if !gone.is_empty() {
+            self.probes.detach(&gone);
+        }
+    }
+
+    /// Detaches from everything.
+    pub(crate) fn detach(&mut self) {
+        self.probes.detach_all();
+    }
+}
+
+impl AsFd for Programs {
+    /// Readable when a process has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ends.as_fd()
+    }
+}
+
+fn plan(executable: &Executable, take: Take) -> Result<Plan, gobin::Error> {
+    let bytes = executable.map().map_err(|_| gobin::Error::NotGo)?;
+    let analysis: Analysis = gobin::analyze(&bytes)?;
+    Ok(match take {
+        Take::Plaintext(preference) => Plan::Plaintext(Box::new(analysis.plan(preference)?)),
+        Take::Keys => Plan::Keys(Box::new(analysis.key_plan()?)),
+    })
+}
+
+/// Errors about something of Go that has TLS.
+fn is_go(error: &gobin::Error) -> bool {
+    use gobin::Error;
+
+    matches!(
+        error,
+        Error::FunctionNotFound { .. } | Error::NoUsableSite { .. } | Error::AbiMismatch { .. }
+    )
+}
