@@ -81,13 +81,18 @@ impl Executable {
             .read(true)
             .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
             .open(path)?;
+        Self::of_file(file, name.into()).map(Ok)
+    }
+
+    /// A file that is open already. `name` is for messages.
+    pub(crate) fn of_file(file: File, name: PathBuf) -> io::Result<Self> {
         let metadata = file.metadata()?;
-        Ok(Ok(Self {
-            name: name.into(),
+        Ok(Self {
+            name,
             file,
             identity: Identity::of(&metadata),
             changed_ns: changed_ns(&metadata),
-        }))
+        })
     }
 
     /// For messages: the path as given, or as the process shows it.

@@ -1,7 +1,7 @@
 //! The processes that run now, as `/proc` shows them.
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -71,6 +71,25 @@ impl ProcessInfo {
         })
     }
 
+    /// What a process will be once it executes a file that it has opened for this.
+    pub(crate) fn about_to_execute(pid: u32, file: &File, path: PathBuf) -> io::Result<Self> {
+        /// TASK_COMM_LEN without the NUL.
+        const COMM_MAX: usize = 15;
+
+        let metadata = file.metadata()?;
+        let mut comm = path.file_name().unwrap_or_default().as_bytes().to_vec();
+        comm.truncate(COMM_MAX);
+        Ok(Self {
+            pid,
+            uid: real_user(pid).ok_or(io::ErrorKind::NotFound)?,
+            comm,
+            executable: path,
+            identity: Identity::of(&metadata),
+            changed_ns: changed_ns(&metadata),
+            cgroup: cgroup(&fs::read(format!("/proc/{pid}/cgroup"))?),
+        })
+    }
+
     /// Holds on to the process.
     pub fn open(&self) -> Result<Process, Error> {
         Process::open(self.pid)
@@ -104,7 +123,7 @@ pub(crate) fn running_file(
 }
 
 /// All processes, in the order of their ids.
-fn pids() -> Result<Vec<u32>, Error> {
+pub(crate) fn pids() -> Result<Vec<u32>, Error> {
     let failed = |source| Error::System {
         what: "listing the processes in /proc",
         source,

@@ -1,6 +1,7 @@
 //! `ecapture gotls` without a target, or with several: all programs that are meant, now and later.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -83,6 +84,10 @@ fn watch(args: &GotlsArgs, take: Take) -> Result<Watch, Failure> {
 }
 
 fn catch() -> Result<Signals, Failure> {
+    // Stopped, we would hold up every program that starts.
+    signal_hook::flag::register(signal_hook::consts::SIGTSTP, Arc::default())
+        .context("catching signals")
+        .map_err(Failure::Runtime)?;
     Signals::catch()
         .context("catching signals")
         .map_err(Failure::Runtime)

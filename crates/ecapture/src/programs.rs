@@ -23,6 +23,9 @@ const LINGER: Duration = Duration::from_secs(2);
 /// What is known of so many files is remembered.
 const REMEMBERED_MAX: usize = 16384;
 
+/// How many files other parts of the program may have open.
+const OTHER_FILES: usize = 512;
+
 /// A file as it is now: one that was replaced may have got the inode number of the one before.
 pub(crate) type FileKey = (Identity, i128);
 
@@ -45,8 +48,11 @@ enum Plan {
 enum Known {
     /// No Go program, or one without TLS.
     Nothing,
-    /// Can't be captured, which has been said.
-    Refused,
+    /// Can't be captured, for this reason, which the user has been told or not.
+    Refused {
+        reason: String,
+        told: bool,
+    },
     Program(Plan),
 }
 
@@ -60,11 +66,14 @@ struct Attached {
     idle: Option<Instant>,
 }
 
-/// A process that is captured, and its pidfd.
+/// A process that is captured.
 #[derive(Debug)]
 struct Tracked {
     file: FileKey,
-    _process: Process,
+    /// It executes the file; before that, it is about to.
+    begun: bool,
+    /// Its pidfd, unless there are too many.
+    _process: Option<Process>,
 }
 
 /// How a process came to our attention.
@@ -87,6 +96,8 @@ pub(crate) struct Totals {
     pub(crate) refused: usize,
     /// Processes that began to run before their executable was attached to, or they were listed.
     pub(crate) late: usize,
+    /// Programs, of whatever kind, that began because looking at them took too long.
+    pub(crate) let_go: usize,
     /// Processes that ran when the capture began and were looked at.
     pub(crate) looked_at: usize,
 }
@@ -102,6 +113,8 @@ pub(crate) struct Programs {
     processes: HashMap<u32, Tracked>,
     /// Tells of processes that have ended.
     ends: OwnedFd,
+    /// How many descriptors there may be for that.
+    pidfds_max: usize,
     totals: Totals,
     /// Notes for the user.
     say: fn(&str),
@@ -122,6 +135,7 @@ impl Programs {
             attached: HashMap::new(),
             processes: HashMap::new(),
             ends: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            pidfds_max: capture::raise_limit_of_open_files().saturating_sub(OTHER_FILES),
             totals: Totals::default(),
             say,
         })
@@ -178,47 +192,91 @@ impl Programs {
         self.consider(process, open, seen);
     }
 
-    /// Captures from a process if it is meant and can be.
+    /// Captures from a process if it is meant and can be. Whether it might be meant another time if it is
+    /// not now.
     pub(crate) fn consider(
         &mut self,
         process: &ProcessInfo,
         open: impl Fn() -> Option<Executable>,
         seen: Seen,
-    ) {
+    ) -> bool {
         let file = (process.identity, process.changed_ns);
-        match self.processes.get(&process.pid) {
-            Some(tracked) if tracked.file == file => return,
-            // It executes something else now.
-            Some(_) => self.ended(process.pid),
-            None => {}
+        if seen != Seen::Held && self.is_tracked(process.pid, file) {
+            return true;
         }
-        if matches!(self.known.get(&file), Some(Known::Nothing | Known::Refused))
-            || process.pid == std::process::id()
-            || !self
+        let meant = process.pid != std::process::id()
+            && self
                 .selectors
-                .matches(process, Container::of(process).as_ref())
-        {
-            return;
+                .matches(process, Container::of(process).as_ref());
+        if !meant && seen != Seen::Held {
+            return true;
         }
-        if !self.known.contains_key(&file) {
-            let Some(executable) = open() else { return };
-            let known = self.analyse(&executable, process);
-            if self.known.len() >= REMEMBERED_MAX {
-                let attached = &self.attached;
-                self.known.retain(|file, _| attached.contains_key(file));
+        self.learn(file, &open);
+        match self.known.get(&file) {
+            Some(Known::Program(_)) if meant => self.begin(process, file, open, seen),
+            Some(Known::Refused { .. }) if meant => self.tell_refusal(process, file),
+            Some(Known::Program(_)) => return self.selectors.are_about_processes(),
+            _ => return false,
+        }
+        !matches!(self.known.get(&file), Some(Known::Refused { .. }))
+    }
+
+    /// Whether this process is captured already. If it has begun to execute something else than we
+    /// know of, it is forgotten.
+    fn is_tracked(&mut self, pid: u32, file: FileKey) -> bool {
+        match self.processes.get_mut(&pid) {
+            Some(tracked) if tracked.file == file => {
+                tracked.begun = true;
+                true
             }
-            self.known.insert(file, known);
+            // What it executed before the file that it is about to.
+            Some(tracked) if !tracked.begun => true,
+            Some(_) => {
+                self.ended(pid);
+                false
+            }
+            None => false,
         }
-        if !matches!(self.known.get(&file), Some(Known::Program(_))) {
+    }
+
+    /// Analyses a file, unless that has been done.
+    fn learn(&mut self, file: FileKey, open: impl Fn() -> Option<Executable>) {
+        if self.known.contains_key(&file) {
             return;
         }
-        let late = seen == Seen::Started
-            && (self.selectors.are_about_processes() || !self.attached.contains_key(&file));
-        if !self.attached.contains_key(&file) {
+        let Some(executable) = open() else { return };
+        let known = match plan(&executable, self.take) {
+            Ok(plan) => Known::Program(plan),
+            Err(error) if is_go(&error) || refused(&error).is_some() => Known::Refused {
+                reason: error.to_string(),
+                told: false,
+            },
+            Err(_) => Known::Nothing,
+        };
+        if self.known.len() >= REMEMBERED_MAX {
+            let attached = &self.attached;
+            self.known.retain(|file, _| attached.contains_key(file));
+        }
+        self.known.insert(file, known);
+    }
+
+    /// Captures from a process.
+    fn begin(
+        &mut self,
+        process: &ProcessInfo,
+        file: FileKey,
+        open: impl Fn() -> Option<Executable>,
+        seen: Seen,
+    ) {
+        let is_new = !self.attached.contains_key(&file);
+        let late = seen == Seen::Started && (is_new || self.selectors.are_about_processes());
+        if is_new {
             let Some(executable) = open() else { return };
             if let Err(error) = self.attach(file, &executable) {
-                self.refuse(process, &error.to_string());
-                self.known.insert(file, Known::Refused);
+                let reason = error.to_string();
+                let told = false;
+                self.known.insert(file, Known::Refused { reason, told });
+                self.tell_refusal(process, file);
                 return;
             }
             if seen != Seen::Running {
@@ -231,24 +289,24 @@ impl Programs {
                 (self.say)(&format!("also capturing {name} (pid {}){how}", process.pid));
             }
         }
-        self.track(process, file);
+        // It may be about to execute something else than we knew of.
+        self.ended(process.pid);
+        self.track(process, file, seen != Seen::Held);
         self.totals.late += usize::from(late);
     }
 
-    fn analyse(&mut self, executable: &Executable, process: &ProcessInfo) -> Known {
-        match plan(executable, self.take) {
-            Ok(plan) => Known::Program(plan),
-            Err(gobin::Error::NoTls { .. }) => Known::Nothing,
-            Err(error) if refused(&error).is_some() || is_go(&error) => {
-                self.refuse(process, &error.to_string());
-                Known::Refused
-            }
-            Err(_) => Known::Nothing,
+    /// Says once why a file can't be captured.
+    fn tell_refusal(&mut self, process: &ProcessInfo, file: FileKey) {
+        if let Some(Known::Refused { reason, told }) = self.known.get_mut(&file)
+            && !std::mem::replace(told, true)
+        {
+            let reason = reason.clone();
+            self.totals.refused += 1;
+            self.refuse(process, &reason);
         }
     }
 
-    fn refuse(&mut self, process: &ProcessInfo, reason: &str) {
-        self.totals.refused += 1;
+    fn refuse(&self, process: &ProcessInfo, reason: &str) {
         let name = process.executable.display();
         let line = format!(
             "note: pid {}, {name}, can't be captured: {reason}",
@@ -286,7 +344,7 @@ impl Programs {
         Ok(())
     }
 
-    fn track(&mut self, info: &ProcessInfo, file: FileKey) {
+    fn track(&mut self, info: &ProcessInfo, file: FileKey, begun: bool) {
         let Ok(process) = info.open() else { return };
         if self.selectors.are_about_processes()
             && let Err(error) = self.probes.want(info.pid)
@@ -294,19 +352,27 @@ impl Programs {
             self.refuse(info, &error.to_string());
             return;
         }
-        let end = epoll::EventData::new_u64(info.pid.into());
-        // Without it the process is forgotten when its number is used again.
-        let _ = epoll::add(&self.ends, process.as_fd(), end, epoll::EventFlags::IN);
+        // Without its end the process is forgotten when its number is used again.
+        let process = (self.processes.len() < self.pidfds_max).then_some(process);
+        if let Some(process) = &process {
+            let end = epoll::EventData::new_u64(info.pid.into());
+            let _ = epoll::add(&self.ends, process.as_fd(), end, epoll::EventFlags::IN);
+        }
         if let Some(attached) = self.attached.get_mut(&file) {
             attached.processes.insert(info.pid);
             attached.idle = None;
         }
         let tracked = Tracked {
             file,
+            begun,
             _process: process,
         };
         self.processes.insert(info.pid, tracked);
         self.totals.processes += 1;
+    }
+
+    pub(crate) fn count_let_go(&mut self, let_go: usize) {
+        self.totals.let_go = let_go;
     }
 
     /// Forgets a process.

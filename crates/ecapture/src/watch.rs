@@ -1,12 +1,13 @@
 //! Many programs at once: those that run, and those that start later.
 
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
-use capture::{ExecEvents, Reader};
+use capture::{ExecEvents, ExecGate, Reader};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::failure::Failure;
@@ -29,6 +30,12 @@ impl Watch {
     pub(crate) fn start(mut programs: Programs, say: fn(&str)) -> Result<Self, Failure> {
         // Watch first, so that none starts unseen while we look.
         let events = ExecEvents::watch()?;
+        let gate = ExecGate::close().map_err(|error| {
+            say(&format!(
+                "note: {error}; so what programs send in their first milliseconds may be missed"
+            ));
+        });
+        let gate = gate.ok();
         programs.pin_executables()?;
         let hidden = programs.look_at_all(Seen::Running)?;
         if hidden > 0 {
@@ -43,7 +50,7 @@ impl Watch {
         let (theirs, stopped) = (Arc::clone(&programs), Arc::clone(&stop));
         let thread = std::thread::Builder::new()
             .name("programs".into())
-            .spawn(move || run(&theirs, events, &stopped))
+            .spawn(move || run(&theirs, Sources { events, gate }, &stopped))
             .context("starting a thread")
             .map_err(Failure::Runtime)?;
         Ok(Self {
@@ -86,6 +93,9 @@ impl Watch {
         }
         if totals.late > 0 {
             line += &format!("; started without being held: {}", totals.late);
+        }
+        if totals.let_go > 0 {
+            line += &format!("; let go on before they were known: {}", totals.let_go);
         }
         line
     }
@@ -139,29 +149,35 @@ fn lock(programs: &Mutex<Programs>) -> std::sync::MutexGuard<'_, Programs> {
     programs.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn run(programs: &Mutex<Programs>, mut events: ExecEvents, stop: &OwnedFd) {
+/// Who tells of programs that start.
+#[derive(Debug)]
+struct Sources {
+    events: ExecEvents,
+    /// Holds them until they are attached to.
+    gate: Option<ExecGate>,
+}
+
+fn run(programs: &Mutex<Programs>, mut sources: Sources, stop: &OwnedFd) {
     // If we keep more than that, nothing is lost but caution.
     let _ = capture::keep_privileges_to_attach();
-    let timeout = Timespec {
-        tv_sec: HOUSEKEEPING.as_secs().cast_signed(),
-        tv_nsec: 0,
-    };
     let Ok(ends) = lock(programs).as_fd().try_clone_to_owned() else {
         return;
     };
-    let mut untold = events.untold();
+    let mounts = File::open("/proc/self/mountinfo").ok();
+    let mut untold = sources.events.untold();
     loop {
-        let stopped = match wait(&ends, &events, stop, &timeout) {
-            Ok(stopped) => stopped,
-            Err(_) => return,
-        };
-        if stopped {
-            return;
+        match wait(&ends, &sources, mounts.as_ref(), stop) {
+            Ok(Woken { stop: true, .. }) | Err(_) => return,
+            Ok(Woken { mounts, .. }) => {
+                if mounts && let Some(gate) = &mut sources.gate {
+                    gate.hold_new_mounts();
+                }
+            }
         }
         let mut programs = lock(programs);
-        events.drain(|pid| programs.started(pid));
-        if events.untold() != untold {
-            untold = events.untold();
+        take_all(&mut programs, &mut sources);
+        if sources.events.untold() != untold {
+            untold = sources.events.untold();
             let _ = programs.look_at_all(Seen::Started);
         }
         programs.forget_ended();
@@ -169,20 +185,62 @@ fn run(programs: &Mutex<Programs>, mut events: ExecEvents, stop: &OwnedFd) {
     }
 }
 
-/// Waits for something to do, and says whether that is to stop.
+fn take_all(programs: &mut Programs, sources: &mut Sources) {
+    let Sources { events, gate } = sources;
+    let mut gate = gate.as_mut();
+    if let Some(gate) = &gate {
+        while let Some(held) = gate.next() {
+            let Some(process) = held.process() else {
+                continue;
+            };
+            if !programs.consider(&process, || held.executable().ok(), Seen::Held) {
+                held.ignore();
+            }
+            held.release();
+        }
+        programs.count_let_go(gate.let_go());
+    }
+    events.drain(|pid| {
+        if let Some(gate) = &mut gate {
+            gate.hold_mounts_of(pid);
+        }
+        programs.started(pid);
+    });
+}
+
+/// What there is to do.
+struct Woken {
+    stop: bool,
+    mounts: bool,
+}
+
+/// Waits for something to do.
 fn wait(
     ends: &OwnedFd,
-    events: &ExecEvents,
+    sources: &Sources,
+    mounts: Option<&File>,
     stop: &OwnedFd,
-    timeout: &Timespec,
-) -> rustix::io::Result<bool> {
-    let mut descriptors = [
+) -> rustix::io::Result<Woken> {
+    const MOUNTS: usize = 3;
+
+    let timeout = Timespec {
+        tv_sec: HOUSEKEEPING.as_secs().cast_signed(),
+        tv_nsec: 0,
+    };
+    let mut descriptors = vec![
         PollFd::new(stop, PollFlags::IN),
-        PollFd::new(events, PollFlags::IN),
+        PollFd::new(&sources.events, PollFlags::IN),
         PollFd::new(ends, PollFlags::IN),
     ];
-    match poll(&mut descriptors, Some(timeout)) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(!descriptors[0].revents().is_empty()),
+    // proc(5): changes of the list of mounts are exceptional conditions.
+    descriptors.extend(mounts.map(|mounts| PollFd::new(mounts, PollFlags::PRI)));
+    let gate = sources.gate.as_ref();
+    descriptors.extend(gate.map(|gate| PollFd::new(gate, PollFlags::IN)));
+    match poll(&mut descriptors, Some(&timeout)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(Woken {
+            stop: !descriptors[0].revents().is_empty(),
+            mounts: mounts.is_some() && !descriptors[MOUNTS].revents().is_empty(),
+        }),
         Err(errno) => Err(errno),
     }
 }
