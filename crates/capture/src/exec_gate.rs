@@ -161,7 +161,7 @@ pub struct ExecGate {
     gate: Arc<Gate>,
     thread: Option<JoinHandle<()>>,
     devices: HashSet<String>,
-    namespaces: HashSet<OsString>,
+    own_namespace: Option<OsString>,
     not_held: Vec<PathBuf>,
 }
 
@@ -192,15 +192,18 @@ impl ExecGate {
             gate,
             thread: Some(thread),
             devices: HashSet::new(),
-            namespaces: HashSet::new(),
+            own_namespace: mounts::namespace(std::process::id()),
             not_held: Vec::new(),
         };
         gate.hold_mounts(mounts::ours());
         if gate.devices.is_empty() {
             return Err(failed(io::ErrorKind::Unsupported.into()));
         }
+        let mut seen = HashSet::new();
         for pid in crate::processes::pids()? {
-            gate.hold_mounts_of(pid);
+            if mounts::namespace(pid).is_some_and(|namespace| seen.insert(namespace)) {
+                gate.hold_mounts_of(pid);
+            }
         }
         Ok(gate)
     }
@@ -210,13 +213,11 @@ impl ExecGate {
         self.hold_mounts(mounts::ours());
     }
 
-    /// Also holds programs of filesystems in a process's mount namespace, unless that is known.
+    /// Also holds programs of filesystems in a process's mount namespace, if that is not ours: nobody
+    /// tells what is mounted there.
     pub fn hold_mounts_of(&mut self, pid: u32) {
-        if let Some(namespace) = mounts::namespace(pid)
-            && !self.namespaces.contains(&namespace)
-        {
+        if mounts::namespace(pid).is_some_and(|namespace| Some(namespace) != self.own_namespace) {
             self.hold_mounts(mounts::of_process(pid));
-            self.namespaces.insert(namespace);
         }
     }
 

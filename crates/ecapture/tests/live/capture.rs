@@ -270,12 +270,30 @@ impl Captured {
     /// Everything that passed, put together from its pieces; an error unless that is all of it, in
     /// order, and the summary says so.
     pub(crate) fn connections(&self) -> Result<Connections> {
+        self.put_together(|_| true)
+    }
+
+    /// The same of some processes, whatever became of others.
+    pub(crate) fn connections_of(&self, pids: &[u32]) -> Result<Connections> {
+        self.put_together(|pid| pids.contains(&pid))
+    }
+
+    fn put_together(&self, is_wanted: impl Fn(u32) -> bool) -> Result<Connections> {
         let mut streams: BTreeMap<(u64, Direction), Assembly> = BTreeMap::new();
         let mut pids = BTreeMap::new();
-        let (mut events, mut bytes) = (0, 0);
+        let (mut events, mut bytes, mut others) = (0, 0, false);
         for line in self.lines() {
             let data = match line? {
+                Line::Data(data) if !is_wanted(data.pid) => {
+                    others = true;
+                    continue;
+                }
                 Line::Data(data) => data,
+                Line::Lost(lost)
+                    if !lost.place.as_ref().is_some_and(|p| is_wanted(p.pid)) && others =>
+                {
+                    continue;
+                }
                 Line::Lost(lost) => anyhow::bail!("{lost:?}, {:?}", self.summary),
             };
             let pid = *pids.entry(data.conn).or_insert(data.pid);
@@ -298,7 +316,7 @@ impl Captured {
             unreadable_bytes: 0,
         };
         ensure!(
-            self.summary == expected,
+            others || self.summary == expected,
             "the summary says {:?}, the output has {expected:?}",
             self.summary
         );

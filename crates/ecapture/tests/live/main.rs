@@ -19,6 +19,7 @@ mod inspect;
 mod keylog;
 mod keylog_file;
 mod list;
+mod many;
 mod output;
 mod payload;
 mod pcap;
