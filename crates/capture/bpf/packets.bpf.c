@@ -41,11 +41,11 @@ struct {
 	__uint(max_entries, 65536);
 } started SEC(".maps");
 
-/* The target processes, by pid in our own pid namespace. */
+/* The target processes, by pid in our own pid namespace. Preallocated, because a uprobe program adds
+ * to it: kernels before 6.1 take what allocates there for a defect and log a warning. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
 	__type(key, __u32);
 	__type(value, __u8);
 } targets SEC(".maps");

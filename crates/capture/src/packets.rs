@@ -9,6 +9,7 @@ use gobin::FileOffset;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, MapMut, OpenObject, ProgramMut};
 use memmap2::MmapOptions;
+use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
 use crate::error::kernel_release;
@@ -93,7 +94,8 @@ impl PacketOptions {
 }
 
 /// What passed an interface.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct InterfaceStatistics {
     /// Packets that passed the filter and belong to a target, delivered or not.
     pub matched: u64,

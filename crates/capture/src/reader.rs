@@ -14,6 +14,7 @@ use std::time::Duration;
 use events::layout::SharedState;
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::ring::Ring;
@@ -27,7 +28,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_SLEEP: Duration = Duration::from_millis(250);
 
 /// What was not delivered, since the probes were attached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Counters {
     /// Records that found no room in the ring buffer.
     pub lost_records: u64,

@@ -157,7 +157,6 @@ fn layout(plan: &ConnectionPlan) -> types::layout {
         tcp_port: address.port,
         tcp_zone: address.zone,
         unix_name: plan.unix_name.unwrap_or(0),
-        ..Default::default()
     }
 }
 

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
+use trace::{LineType, Redaction};
 
+use crate::event_output::{self, EventAddress, Limits};
 use crate::selectors::Selectors;
 
 /// Shows what Go programs say over TLS, on a live Linux machine: no proxy, no certificate, no restart
@@ -24,7 +27,9 @@ Examples:
   ecapture gotls -e ./server --format json       JSON lines, for scripts
   ecapture gotls -e ./server --duration 10 >log  ten seconds, into a file
   ecapture gotls -m pcap -w x.pcapng -e ./server packets, for Wireshark, decrypted
+  ecapture gotls -m plain -w x.pcapng -e ./server plaintext, for Wireshark, without packets
   ecapture gotls -m keylog -k keys -e ./server   TLS keys
+  ecapture gotls --record x.rec -e ./server      everything, for `ecapture replay x.rec` later
   ecapture list                                  the Go programs that run now
   ecapture doctor                                does it work on this host
   ecapture inspect ./server                      can it be captured, and how (needs no root)";
@@ -34,6 +39,9 @@ pub(crate) enum Command {
     /// Capture the TLS plaintext of a Go program
     #[command(visible_alias = "tlsgo", before_help = GOTLS_EXAMPLES)]
     Gotls(GotlsArgs),
+    /// Make any output of what `gotls --record` wrote (needs no root)
+    #[command(before_help = REPLAY_EXAMPLES)]
+    Replay(ReplayArgs),
     /// Show what is in a Go executable and where it can be probed
     #[command(before_help = INSPECT_EXAMPLES)]
     Inspect(InspectArgs),
@@ -42,6 +50,9 @@ pub(crate) enum Command {
     List(ListArgs),
     /// Show what this host offers, and which modes work on it
     Doctor(DoctorArgs),
+    /// Write man pages or shell completions, which packages of ecapture contain
+    #[command(subcommand, hide = true)]
+    Generate(Generated),
 }
 
 const GOTLS_EXAMPLES: &str = "\
@@ -55,6 +66,13 @@ Examples:
   ecapture gotls -m pcap -i eth0 -w caddy.pcapng -e /usr/bin/caddy tcp port 443
   ecapture gotls -m pcap -w - -p 4242 | wireshark -k -i -
   ecapture gotls -e ./server --format json | jq -r 'select(.type==\"data\").data_base64' | base64 -d";
+
+const REPLAY_EXAMPLES: &str = "\
+Examples:
+  ecapture replay server.rec                     as `gotls` would have shown it
+  ecapture replay server.rec --format json
+  ecapture replay server.rec -m plain -w server.pcapng
+  ssh host ecapture gotls --record - -p 4242 | ecapture replay -";
 
 const INSPECT_EXAMPLES: &str = "\
 Examples:
@@ -70,18 +88,13 @@ Examples:
 /// `ecapture gotls`
 #[derive(Debug, clap::Args)]
 pub(crate) struct GotlsArgs {
-    /// What to show
-    #[arg(short, long, visible_alias = "mode", value_enum, default_value_t = Mode::Text)]
-    pub(crate) model: Mode,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 
-    /// File for keys in keylog and pcap mode, `-` for stdout; appended to [default in keylog mode:
-    /// ecapture_gotls_key.log]
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) keylogfile: Option<PathBuf>,
-
-    /// File for packets in pcap mode, `-` for stdout [default: ecapture_gotls.pcapng]
-    #[arg(short = 'w', long, value_name = "FILE")]
-    pub(crate) pcapfile: Option<PathBuf>,
+    /// Write the records of the capture to this file, `-` for stdout, for `ecapture replay`. Nothing else is
+    /// written then, but what is asked for by --format, --hex, --raw, --har, --eventaddr, --pcapfile or --keylogfile
+    #[arg(long, value_name = "FILE")]
+    pub(crate) record: Option<PathBuf>,
 
     /// Interface for pcap mode, may be repeated; `any` for all that are up [default: any]
     #[arg(short, long, value_name = "NAME")]
@@ -98,14 +111,6 @@ pub(crate) struct GotlsArgs {
     /// Which packets in pcap mode: an expression as for tcpdump, such as `tcp port 443`
     #[arg(value_name = "FILTER")]
     pub(crate) filter: Vec<String>,
-
-    /// Show payloads as a hex dump
-    #[arg(long)]
-    pub(crate) hex: bool,
-
-    /// Text for people or JSON lines for scripts [default: text]
-    #[arg(long, value_enum)]
-    pub(crate) format: Option<Format>,
 
     /// Capture only the first so many bytes of each call; 0 stands for all of them [default: 0]
     #[arg(short, long, value_name = "BYTES")]
@@ -138,6 +143,122 @@ pub(crate) struct GotlsArgs {
     /// Without any, all Go programs with TLS are captured, also those that start later
     #[command(flatten)]
     pub(crate) selectors: Selectors,
+}
+
+/// What to make of records, of a capture or of a recording
+#[derive(Debug, clap::Args)]
+pub(crate) struct OutputArgs {
+    /// What to show [default: text; in replay, what was recorded]
+    #[arg(short, long, visible_alias = "mode", value_enum)]
+    pub(crate) model: Option<Mode>,
+
+    /// File for keys in keylog and pcap mode, `-` for stdout; appended to [default in keylog mode:
+    /// ecapture_gotls_key.log]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) keylogfile: Option<PathBuf>,
+
+    /// File for packets in pcap mode and plain mode, `-` for stdout [default: ecapture_gotls.pcapng, in plain
+    /// mode ecapture_gotls_plain.pcapng]
+    #[arg(short = 'w', long, value_name = "FILE")]
+    pub(crate) pcapfile: Option<PathBuf>,
+
+    /// Show payloads and bodies as a hex dump
+    #[arg(long)]
+    pub(crate) hex: bool,
+
+    /// Show calls one by one as they are, also those that carry HTTP
+    #[arg(long)]
+    pub(crate) raw: bool,
+
+    /// Indent JSON in bodies
+    #[arg(long)]
+    pub(crate) indent_json: bool,
+
+    /// Which types of JSON lines, with commas between them [default: all]
+    #[arg(long, value_name = "TYPE", value_delimiter = ',', value_parser = line_type)]
+    pub(crate) events: Vec<LineType>,
+
+    /// Also write HTTP exchanges to this file as HAR 1.2; `-` for stdout, in place of text
+    #[arg(long, value_name = "FILE")]
+    pub(crate) har: Option<PathBuf>,
+
+    /// Mask the values of these header fields, with commas between them; `default` stands for those
+    /// that carry credentials: authorization, cookie, set-cookie, x-api-key and the like
+    #[arg(long, value_name = "HEADER", value_delimiter = ',', value_parser = header)]
+    pub(crate) redact: Vec<String>,
+
+    /// Keep so many bytes of each HTTP body and message [default: 1048576]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=1 << 30))]
+    pub(crate) max_body: Option<u32>,
+
+    /// Text for people or JSON lines for scripts [default: text]
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<Format>,
+
+    /// Send JSON lines there instead of showing them: a file, tcp://HOST:PORT, ws://… or wss://…; beside them,
+    /// stdout has what --format or --hex ask for
+    #[arg(long, value_name = "ADDRESS", value_parser = event_output::parse)]
+    pub(crate) eventaddr: Option<EventAddress>,
+
+    /// Begin a new file for --eventaddr when it has so many MB
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(1..=65535))]
+    pub(crate) eventroratesize: Option<u64>,
+
+    /// Begin a new file for --eventaddr after so many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=65535))]
+    pub(crate) eventroratetime: Option<u64>,
+
+    /// File for what is said on stderr otherwise, with times; appended to
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) logaddr: Option<PathBuf>,
+}
+
+impl OutputArgs {
+    /// When a file of events is full.
+    pub(crate) fn event_limits(&self) -> Limits {
+        Limits {
+            bytes: self.eventroratesize.map(|megabytes| megabytes << 20),
+            age: self.eventroratetime.map(Duration::from_secs),
+        }
+    }
+
+    /// The types of JSON lines that are written. Plaintext is none of them if something is to be masked.
+    pub(crate) fn line_types(&self) -> Vec<LineType> {
+        if !self.events.is_empty() {
+            return self.events.clone();
+        }
+        let masked = !self.redact.is_empty();
+        let shown = |line: &LineType| *line != LineType::Data || !masked;
+        LineType::ALL.into_iter().filter(shown).collect()
+    }
+
+    /// Whether what is written in this format needs HTTP to be decoded.
+    pub(crate) fn is_decoding(&self, format: Format) -> bool {
+        match format {
+            Format::Json => self.line_types().into_iter().any(LineType::is_decoded),
+            Format::Text => !self.raw,
+        }
+    }
+
+    /// Header fields to mask.
+    pub(crate) fn redaction(&self) -> Redaction {
+        let names = self.redact.iter().flat_map(|name| match name.as_str() {
+            "default" => Redaction::DEFAULT.to_vec(),
+            name => vec![name],
+        });
+        Redaction::new(names)
+    }
+}
+
+/// `ecapture replay`
+#[derive(Debug, clap::Args)]
+pub(crate) struct ReplayArgs {
+    /// What `ecapture gotls --record` wrote; `-` for stdin
+    #[arg(value_name = "RECORDING")]
+    pub(crate) recording: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 }
 
 /// `ecapture inspect`
@@ -178,10 +299,29 @@ pub(crate) struct ListArgs {
     pub(crate) format: Format,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+/// `ecapture generate`: made from this definition.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Generated {
+    /// Write a man page for each command
+    Man {
+        /// An existing directory for them
+        directory: PathBuf,
+    },
+    /// Print completions for bash
+    Bash,
+    /// Print completions for zsh
+    Zsh,
+    /// Print completions for fish
+    Fish,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Mode {
     /// The plaintext
     Text,
+    /// The plaintext as packets, as a pcapng file that Wireshark reads without keys
+    Plain,
     /// The keys of TLS sessions, as a key log for Wireshark and others
     #[value(alias = "key")]
     Keylog,
@@ -249,6 +389,24 @@ impl From<Objects> for Option<capture::Objects> {
     }
 }
 
+fn line_type(name: &str) -> Result<LineType, String> {
+    let found = LineType::ALL.into_iter().find(|line| line.name() == name);
+    found.ok_or_else(|| {
+        let names = LineType::ALL.map(LineType::name).join(", ");
+        format!("there are {names}")
+    })
+}
+
+/// The name of a header field (RFC 9110 section 5.1).
+fn header(name: &str) -> Result<String, String> {
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if !name.is_empty() && name.bytes().all(token) {
+        Ok(name.to_owned())
+    } else {
+        Err("give the name of a header field, such as authorization, or default".to_owned())
+    }
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     text.parse()
         .ok()
@@ -277,6 +435,9 @@ mod tests {
             "ecapture gotls -m keylog -k ecapture_gotls_key.log --elfpath=/bin/x --pid=3423",
             "ecapture gotls -m key --keylogfile=x -e /bin/x",
             "ecapture gotls -m pcap --pcapfile=save.pcapng -i eth0 --elfpath=/bin/x tcp port 443",
+            "ecapture gotls -e /bin/x --eventaddr tls.log --eventroratesize=1 --eventroratetime=30",
+            "ecapture gotls -e /bin/x --eventaddr=tcp://127.0.0.1:8090 -l /tmp/ecapture.log",
+            "ecapture gotls -e /bin/x --eventaddr ws://127.0.0.1:8090/x --logaddr=/tmp/ecapture.log",
             "ecapture gotls -m pcapng -w save.pcapng -i lo -i eth0 -p 3 host 1.2.3.4 and not udp",
         ] {
             Args::try_parse_from(line.split(' ')).unwrap();

@@ -1,11 +1,13 @@
-//! Carries records from the ring buffer to an output, until told to stop.
+//! Carries records from the ring buffers into the pipeline, until told to stop.
 
-use std::path::PathBuf;
-use std::{fmt, io};
+use std::sync::mpsc;
 
-use capture::{Counters, Reader, Stopped, give_up_privileges, monotonic_ns, realtime_offset_ns};
-use events::Record;
-use trace::Timestamp;
+use capture::{
+    Counters, InterfaceStatistics, Reader, Stopped, give_up_privileges, monotonic_ns,
+    realtime_offset_ns,
+};
+
+use crate::pipeline::{Destination, Ending, Pipeline, WriteError};
 
 /// Records between two looks at the wall clock.
 const BATCH: usize = 4096;
@@ -15,109 +17,81 @@ const BATCH: usize = 4096;
 /// not read in time is lost. It takes no more time than reading needs.
 const NICE: i32 = -10;
 
-/// What becomes of records.
-pub(crate) trait Output {
-    /// Where it ends up.
-    fn destination(&self) -> &Destination;
-
-    /// Takes one record. `realtime_offset_ns` leads from the records' clock to the wall clock.
-    fn record(&mut self, record: &Record<'_>, realtime_offset_ns: i64) -> io::Result<()>;
-
-    /// Is told at the end what was lost.
-    fn finish(&mut self, now: Timestamp, counters: &Counters) -> io::Result<()>;
-
-    /// Is told after each look at the readers. `busy` says whether there was anything, and all records
-    /// up to `now_ns` (CLOCK_MONOTONIC) have been taken from all readers but the first.
-    fn turn(&mut self, busy: bool, now_ns: u64) -> io::Result<()> {
-        let _ = now_ns;
-        if busy { self.flush() } else { Ok(()) }
-    }
-
-    /// Hands everything taken so far on.
-    fn flush(&mut self) -> io::Result<()>;
-}
-
-/// Where an output goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Destination {
-    /// The capture ends when nobody reads it any more.
-    Stdout,
-    KeyLog(PathBuf),
-    Packets(PathBuf),
-}
-
-impl fmt::Display for Destination {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Stdout => f.write_str("standard output"),
-            Self::KeyLog(path) => write!(f, "key log {}", path.display()),
-            Self::Packets(path) => write!(f, "capture file {}", path.display()),
-        }
-    }
-}
-
-/// What a capture came to.
-#[derive(Debug)]
-pub(crate) struct Outcome<O> {
-    pub(crate) output: O,
-    pub(crate) counters: Counters,
-    /// Records that could not be decoded: a defect of ours.
-    pub(crate) undecodable: u64,
+/// What a capture, or a recording, came to.
+pub(crate) struct Outcome {
+    pub(crate) pipeline: Pipeline,
+    pub(crate) ending: Ending,
     /// Whether everything was written.
-    pub(crate) result: io::Result<()>,
+    pub(crate) result: Result<(), WriteError>,
 }
 
-/// Reads until the first reader's stop switch is pressed and all ring buffers are empty, or the output
-/// fails. The first reader says when to look; the others are looked at before it each time.
-pub(crate) fn consume<O: Output>(mut readers: Vec<Reader>, mut output: O) -> Outcome<O> {
+/// Reads until the first reader's stop switch is pressed and all ring buffers are empty, or an output
+/// fails. The first reader says when to look; the others are looked at before it each time. What
+/// `interfaces` sends has to be there before the switch is pressed.
+pub(crate) fn consume(
+    mut readers: Vec<Reader>,
+    mut pipeline: Pipeline,
+    interfaces: &mpsc::Receiver<Vec<InterfaceStatistics>>,
+) -> Outcome {
     // Needs CAP_SYS_NICE. Without it a busy machine loses more, which the summary tells.
     let _ = rustix::process::nice(NICE);
     // If that is not possible, it is not for the main thread either, which says so.
     let _ = give_up_privileges();
-    let mut undecodable = 0;
-    let result = run(&mut readers, &mut output, &mut undecodable);
+    let result = run(&mut readers, &mut pipeline, interfaces);
     Outcome {
-        output,
-        counters: counters(&readers),
-        undecodable,
+        pipeline,
+        ending: Ending {
+            counters: counters(&readers),
+            interfaces: Vec::new(),
+        },
         result,
     }
 }
 
-fn run(readers: &mut [Reader], output: &mut impl Output, undecodable: &mut u64) -> io::Result<()> {
+fn run(
+    readers: &mut [Reader],
+    pipeline: &mut Pipeline,
+    interfaces: &mpsc::Receiver<Vec<InterfaceStatistics>>,
+) -> Result<(), WriteError> {
     let Some((first, others)) = readers.split_first_mut() else {
         return Ok(());
     };
     let (mut busy, mut more) = (false, false);
     loop {
-        let stopped = if more { Stopped::No } else { first.wait(busy)? };
+        let stopped = if more {
+            Stopped::No
+        } else {
+            // Nothing that is written has to do with it, but it is as fatal.
+            first.wait(busy).map_err(|error| WriteError {
+                destination: Destination::Stdout,
+                error,
+            })?
+        };
         let now_ns = monotonic_ns();
         busy = false;
         for reader in others.iter_mut() {
-            busy |= drain_all(reader, output, undecodable)?;
+            busy |= drain_all(reader, pipeline)?;
         }
         if stopped == Stopped::Yes {
-            drain_all(first, output, undecodable)?;
-            let now = Timestamp::from_monotonic(monotonic_ns(), realtime_offset_ns());
-            output.finish(now, &counters(readers))?;
-            return output.flush();
+            drain_all(first, pipeline)?;
+            let ending = Ending {
+                counters: counters(readers),
+                interfaces: interfaces.try_recv().unwrap_or_default(),
+            };
+            return pipeline.finish(monotonic_ns(), realtime_offset_ns(), &ending);
         }
         // One batch at a time: a reader that always has more must not keep the others waiting.
-        let count = drain(first, output, undecodable)?;
+        let count = drain(first, pipeline)?;
         more = count == BATCH;
         busy |= count > 0;
-        output.turn(busy, now_ns)?;
+        pipeline.turn(busy, now_ns)?;
     }
 }
 
 /// Takes batches until there is nothing more, and says whether there was anything.
-fn drain_all(
-    reader: &mut Reader,
-    output: &mut impl Output,
-    undecodable: &mut u64,
-) -> io::Result<bool> {
+fn drain_all(reader: &mut Reader, pipeline: &mut Pipeline) -> Result<bool, WriteError> {
     let mut any = false;
-    while drain(reader, output, undecodable)? > 0 {
+    while drain(reader, pipeline)? > 0 {
         any = true;
     }
     Ok(any)
@@ -132,20 +106,12 @@ fn counters(readers: &[Reader]) -> Counters {
 }
 
 /// Takes one batch and returns how many records it had.
-fn drain(
-    reader: &mut Reader,
-    output: &mut impl Output,
-    undecodable: &mut u64,
-) -> io::Result<usize> {
+fn drain(reader: &mut Reader, pipeline: &mut Pipeline) -> Result<usize, WriteError> {
     let offset = realtime_offset_ns();
     let mut result = Ok(());
     let count = reader.drain(BATCH, |bytes| {
-        if result.is_err() {
-            return;
-        }
-        match Record::decode(bytes) {
-            Ok(record) => result = output.record(&record, offset),
-            Err(_) => *undecodable += 1,
+        if result.is_ok() {
+            result = pipeline.record(bytes, offset);
         }
     });
     result.map(|()| count)

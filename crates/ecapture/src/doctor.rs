@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use trace::escape_name;
 
 use crate::args::{DoctorArgs, Format, Mode};
-use crate::consume::Destination;
 use crate::failure::Failure;
 use crate::output;
+use crate::pipeline::Destination;
 
 /// Runs the command. It fails if one of the modes in question does not work.
 pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
@@ -47,6 +47,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
 fn name(mode: Mode) -> &'static str {
     match mode {
         Mode::Text => "text mode",
+        Mode::Plain => "plain mode",
         Mode::Keylog => "keylog mode",
         Mode::Pcap => "pcap mode",
     }
@@ -65,7 +66,7 @@ impl Rehearsal {
     fn of(mode: Mode) -> Self {
         let mut rehearsal = Self::default();
         let result = match mode {
-            Mode::Text => rehearsal.probe(false),
+            Mode::Text | Mode::Plain => rehearsal.probe(false),
             Mode::Keylog => rehearsal.probe(true),
             // Packets are of no use without keys.
             Mode::Pcap => rehearsal.probe(true).and_then(|()| {

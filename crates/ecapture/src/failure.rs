@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use trace::escape_name;
 
-use crate::consume::Destination;
+use crate::log;
+use crate::pipeline::Destination;
 
 /// Why the program ends before its work is done.
 #[derive(Debug)]
@@ -39,7 +40,10 @@ impl Failure {
             Self::Runtime(error) => (error, 1),
         };
         // Paths and names come from elsewhere, and this goes to a terminal.
-        eprintln!("ecapture: {}", escape_name(format!("{error:#}").as_bytes()));
+        log::failure(&format!(
+            "ecapture: {}",
+            escape_name(format!("{error:#}").as_bytes())
+        ));
         ExitCode::from(code)
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context as _, anyhow};
 use capture::{
     Executable, Filters, NetworkNamespace, Options, PacketCapture, PacketOptions, PacketTarget,
     Probes, Process, Wanted,
@@ -11,17 +11,17 @@ use capture::{
 use gobin::{Analysis, KeyPlan};
 use trace::escape_name;
 
-use crate::args::{Format, GotlsArgs, Mode};
-use crate::consume::{Outcome, Output};
+use crate::args::{GotlsArgs, Mode};
 use crate::failure::Failure;
-use crate::keylog_mode::{self, Keys};
+use crate::keylog_mode;
+use crate::log;
 use crate::many;
-use crate::output::StdoutSink;
-use crate::pcap_mode::{self, Files, PacketFile};
+use crate::outputs::{Outputs, check_combination as check_outputs};
+use crate::pcap_mode::{self, PacketsAndKeys};
+use crate::recorder::{CapturedInterface, Context, now_ns};
 use crate::selectors::One;
-use crate::session::{DebugLog, Session, print_summary};
+use crate::session::{Attached, DebugLog, Session};
 use crate::supervise::Signals;
-use crate::text_mode::{self, Plaintext};
 
 /// Packets still come after their process has ended: the kernel closes its connections.
 const LAST_PACKETS: Duration = Duration::from_millis(500);
@@ -31,13 +31,17 @@ const KEYS_KIB: u64 = 1024;
 
 /// Runs the command.
 pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
-    check_combination(args)?;
+    let mode = args.output.model.unwrap_or(Mode::Text);
+    check_combination(args, mode)?;
+    if let Some(path) = &args.output.logaddr {
+        log::open(path)?;
+    }
     let filter = pcap_mode::filter(args)?;
     capture::set_debug(args.debug);
     let log = DebugLog::new(args.debug);
 
     let Some(one) = args.selectors.one() else {
-        return many::run(args, log);
+        return many::run(args, mode, log);
     };
     let process = one.pid.map(Process::open).transpose()?;
     let executable = open_executable(one.elfpath, process.as_ref())?;
@@ -48,13 +52,14 @@ pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
     let command = Command {
         args,
         one,
+        mode,
         executable: &executable,
         analysis: &analysis,
         process: process.as_ref(),
         log,
     };
-    match args.model {
-        Mode::Text => command.text(),
+    match mode {
+        Mode::Text | Mode::Plain => command.plaintext(),
         Mode::Keylog => command.keylog(),
         Mode::Pcap => command.pcap(filter),
     }
@@ -65,6 +70,7 @@ pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
 struct Command<'a> {
     args: &'a GotlsArgs,
     one: One<'a>,
+    mode: Mode,
     executable: &'a Executable,
     analysis: &'a Analysis,
     process: Option<&'a Process>,
@@ -72,39 +78,28 @@ struct Command<'a> {
 }
 
 impl<'a> Command<'a> {
-    fn text(&self) -> Result<(), Failure> {
+    fn plaintext(&self) -> Result<(), Failure> {
         let plan = self
             .analysis
             .plan(self.args.read_site.into())
             .map_err(|error| self.wrong_executable(error))?;
-        let sink = StdoutSink::new(self.args)
-            .context("standard output")
-            .map_err(Failure::Runtime)?;
+        let outputs = self.outputs()?;
         let session = self.session(Duration::ZERO)?;
         let probes = self.attach(Wanted::Plaintext(&plan), self.args.mapsize)?;
-        let Some(outcome) = session.run(probes, Plaintext::new(sink))? else {
-            return Ok(());
-        };
-        print_summary(&outcome, &text_mode::summary(&outcome));
-        written(outcome)
+        self.capture(session, probes, outputs, Vec::new())
     }
 
     fn keylog(&self) -> Result<(), Failure> {
         let plan = self.key_plan()?;
-        let path = self.args.keylogfile.as_deref();
-        let keys = Keys::open(path.unwrap_or(Path::new(keylog_mode::DEFAULT_FILE)))?;
+        let outputs = self.outputs()?;
         let session = self.session(Duration::ZERO)?;
         let probes = self.attach(Wanted::Keys(&plan), self.args.mapsize)?;
-        let Some(outcome) = session.run(probes, keys)? else {
-            return Ok(());
-        };
-        print_summary(&outcome, &keylog_mode::summary(&outcome));
-        written(outcome)
+        self.capture(session, probes, outputs, Vec::new())
     }
 
     fn pcap(&self, filter: Option<String>) -> Result<(), Failure> {
         let plan = self.key_plan()?;
-        let files = Files::open(self.args)?;
+        let outputs = self.outputs()?;
         let options = PacketOptions {
             interfaces: pcap_mode::interfaces(self.args),
             network_namespace: match self.process {
@@ -128,14 +123,50 @@ impl<'a> Command<'a> {
         let keys = self.attach(Wanted::Keys(&plan), KEYS_KIB)?;
         let packets = PacketCapture::attach(target, &options)?;
         pcap_mode::print_warnings(&packets);
-        let (output, attached) = PacketFile::begin(files, packets, keys, options.snaplen)
-            .context("writing the capture file")
-            .map_err(Failure::Runtime)?;
-        let Some(outcome) = session.run(attached, output)? else {
-            return Ok(());
-        };
-        print_summary(&outcome, &pcap_mode::summary(&outcome));
-        written(outcome)
+        let interfaces = CapturedInterface::all(&packets, options.snaplen);
+        let attached = PacketsAndKeys { packets, keys };
+        self.capture(session, attached, outputs, interfaces)
+    }
+
+    fn outputs(&self) -> Result<Outputs, Failure> {
+        Outputs::open(
+            &self.args.output,
+            self.mode,
+            self.args.record.as_deref(),
+            true,
+        )
+    }
+
+    /// Captures until the end, and says what came of it.
+    fn capture(
+        &self,
+        session: Session<'_>,
+        attached: impl Attached,
+        outputs: Outputs,
+        interfaces: Vec<CapturedInterface>,
+    ) -> Result<(), Failure> {
+        let pipeline = outputs.begin(&self.args.output, &self.context(interfaces))?;
+        match session.run(attached, pipeline)? {
+            Some(outcome) => outcome.conclude(),
+            None => Ok(()),
+        }
+    }
+
+    fn context(&self, interfaces: Vec<CapturedInterface>) -> Context {
+        Context {
+            application: concat!("ecapture ", env!("CARGO_PKG_VERSION")).into(),
+            hardware: std::env::consts::ARCH.into(),
+            os: capture::operating_system(),
+            mode: self.mode,
+            executable: self.executable.name().display().to_string(),
+            go_version: self.analysis.go_version().to_string(),
+            architecture: self.analysis.arch.to_string(),
+            pid: self.one.pid,
+            uid: self.one.uid,
+            bytes_per_call: self.args.tsize.filter(|&bytes| bytes > 0),
+            started_ns: now_ns(),
+            interfaces,
+        }
     }
 
     /// The plan for keys; what it can't give is said on stderr.
@@ -145,7 +176,7 @@ impl<'a> Command<'a> {
             .key_plan()
             .map_err(|error| self.wrong_executable(error))?;
         for note in keylog_mode::notes(&plan) {
-            eprintln!("{note}");
+            log::line(&note);
         }
         Ok(plan)
     }
@@ -198,33 +229,19 @@ impl<'a> Command<'a> {
 }
 
 /// An option that would do nothing is refused.
-fn check_combination(args: &GotlsArgs) -> Result<(), Failure> {
+fn check_combination(args: &GotlsArgs, mode: Mode) -> Result<(), Failure> {
     let wrong = |error: &str| Err(Failure::WrongInput(anyhow!("{error}")));
-    match args.model {
-        Mode::Text => {
-            if args.hex && args.format == Some(Format::Json) {
-                return wrong("--hex is for text; JSON lines carry payloads in base64");
-            }
-            if args.keylogfile.is_some() {
-                return wrong("--keylogfile is for keylog and pcap mode: add -m keylog or -m pcap");
-            }
-        }
-        Mode::Keylog | Mode::Pcap => {
-            if args.hex || args.format.is_some() || args.tsize.is_some() {
-                return wrong(
-                    "--hex, --format and --tsize are for text mode, which shows plaintext",
-                );
-            }
-        }
+    check_outputs(&args.output, mode)?;
+    if args.tsize.is_some() && matches!(mode, Mode::Keylog | Mode::Pcap) {
+        return wrong("--tsize is for text and plain mode, which show plaintext");
     }
-    let for_packets = args.pcapfile.is_some()
-        || !args.ifname.is_empty()
+    let for_packets = !args.ifname.is_empty()
         || args.snaplen.is_some()
         || args.all_packets
         || !args.filter.is_empty();
-    if for_packets && args.model != Mode::Pcap {
+    if for_packets && mode != Mode::Pcap {
         return wrong(
-            "--pcapfile, --ifname, --snaplen, --all-packets and a filter are for pcap mode: add -m pcap",
+            "--ifname, --snaplen, --all-packets and a filter are for pcap mode: add -m pcap",
         );
     }
     Ok(())
@@ -238,11 +255,4 @@ fn open_executable(path: Option<&Path>, process: Option<&Process>) -> Result<Exe
             "give --elfpath PATH or --pid N to say which program"
         ))),
     }
-}
-
-pub(crate) fn written(outcome: Outcome<impl Output>) -> Result<(), Failure> {
-    let destination = outcome.output.destination();
-    outcome
-        .result
-        .or_else(|error| Failure::output(error, destination))
 }

@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use trace::escape_name;
 
 use crate::args::{Format, InspectArgs};
-use crate::consume::Destination;
 use crate::failure::Failure;
 use crate::output;
+use crate::pipeline::Destination;
 
 /// Runs the command. An executable that can't be captured from is reported all the same; the exit
 /// code tells.

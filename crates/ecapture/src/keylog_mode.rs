@@ -4,13 +4,12 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use capture::Counters;
 use events::Record;
 use gobin::KeyPlan;
 use trace::{KeyLog, Timestamp, escape_name};
 
-use crate::consume::{Destination, Outcome, Output};
 use crate::failure::Failure;
+use crate::pipeline::{Destination, Ending, Output};
 use crate::secret_file::{append_secrets, open};
 
 /// Where keys go unless `-k` says otherwise: eCapture's default.
@@ -42,19 +41,31 @@ impl Output for Keys {
     fn record(&mut self, record: &Record<'_>, _: i64) -> io::Result<()> {
         match record {
             Record::Key(key) => self.log.key(key),
-            // Not probed for.
+            // Not probed for, but a recording may hold them.
             Record::Connection(_) | Record::Data(_) | Record::Close(_) | Record::Packet(_) => {
                 Ok(())
             }
         }
     }
 
-    fn finish(&mut self, _: Timestamp, _: &Counters) -> io::Result<()> {
+    fn finish(&mut self, _: Timestamp, _: &Ending) -> io::Result<()> {
         Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         self.log.flush()
+    }
+
+    fn summary(&self, ending: &Ending) -> String {
+        let totals = self.log.totals();
+        let mut summary = format!(
+            "{} keys written, {} duplicates left out; lost: {} keys",
+            totals.keys, totals.duplicates, ending.counters.lost_records
+        );
+        if totals.malformed > 0 {
+            summary += &format!("; keys without a proper label: {}", totals.malformed);
+        }
+        summary
     }
 }
 
@@ -80,17 +91,4 @@ pub(crate) fn notes(plan: &KeyPlan) -> Vec<String> {
         ));
     }
     notes
-}
-
-/// The closing line, without what all modes have.
-pub(crate) fn summary(outcome: &Outcome<Keys>) -> String {
-    let totals = outcome.output.log.totals();
-    let mut summary = format!(
-        "{} keys written, {} duplicates left out; lost: {} keys",
-        totals.keys, totals.duplicates, outcome.counters.lost_records
-    );
-    if totals.malformed > 0 {
-        summary += &format!("; keys without a proper label: {}", totals.malformed);
-    }
-    summary
 }

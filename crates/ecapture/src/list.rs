@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use trace::escape_name;
 
 use crate::args::{Format, ListArgs};
-use crate::consume::Destination;
 use crate::container::Container;
 use crate::failure::Failure;
 use crate::output;
+use crate::pipeline::Destination;
 use crate::users::user_name;
 
 /// Runs the command. That nothing was found is no failure, but said.

@@ -1,59 +1,64 @@
 //! `ecapture gotls` without a target, or with several: all programs that are meant, now and later.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context as _, anyhow};
 use capture::{Filters, Options, ProbeSet, Process, Selection, SetOptions, Taking};
 
 use crate::args::{GotlsArgs, Mode};
 use crate::failure::Failure;
-use crate::gotls::written;
-use crate::keylog_mode::{self, Keys};
-use crate::output::StdoutSink;
+use crate::log;
+use crate::outputs::Outputs;
 use crate::programs::{Programs, Take};
-use crate::session::{DebugLog, Session, print_summary};
+use crate::recorder::{Context, now_ns};
+use crate::session::{DebugLog, Session};
 use crate::supervise::Signals;
-use crate::text_mode::{self, Plaintext};
 use crate::watch::Watch;
 
 /// Runs the command.
-pub(crate) fn run(args: &GotlsArgs, log: DebugLog) -> Result<(), Failure> {
+pub(crate) fn run(args: &GotlsArgs, mode: Mode, log: DebugLog) -> Result<(), Failure> {
     // A process that isn't there will not come either.
     for &pid in &args.selectors.pids {
         Process::open(pid)?;
     }
-    match args.model {
-        Mode::Text => {
-            let sink = StdoutSink::new(args)
-                .context("standard output")
-                .map_err(Failure::Runtime)?;
-            let signals = catch()?;
-            let watch = watch(args, Take::Plaintext(args.read_site.into()))?;
-            let session = session(args, &watch, signals, log);
-            let Some(outcome) = session.run(watch, Plaintext::new(sink))? else {
-                return Ok(());
-            };
-            print_summary(&outcome, &text_mode::summary(&outcome));
-            written(outcome)
+    let take = match mode {
+        Mode::Text | Mode::Plain => Take::Plaintext(args.read_site.into()),
+        Mode::Keylog => Take::Keys,
+        Mode::Pcap => {
+            return Err(Failure::WrongInput(anyhow!(
+                "pcap mode captures one program: give --elfpath PATH or --pid N, once and alone (or \
+                 with --uid), or use keylog mode beside another program that captures packets"
+            )));
         }
-        Mode::Keylog => {
-            let path = args.keylogfile.as_deref();
-            let keys = Keys::open(path.unwrap_or(Path::new(keylog_mode::DEFAULT_FILE)))?;
-            let signals = catch()?;
-            let watch = watch(args, Take::Keys)?;
-            let session = session(args, &watch, signals, log);
-            let Some(outcome) = session.run(watch, keys)? else {
-                return Ok(());
-            };
-            print_summary(&outcome, &keylog_mode::summary(&outcome));
-            written(outcome)
-        }
-        Mode::Pcap => Err(Failure::WrongInput(anyhow!(
-            "pcap mode captures one program: give --elfpath PATH or --pid N, once and alone (or \
-             with --uid), or use keylog mode beside another program that captures packets"
-        ))),
+    };
+    let outputs = Outputs::open(&args.output, mode, args.record.as_deref(), true)?;
+    let signals = catch()?;
+    let watch = watch(args, take)?;
+    let session = session(args, &watch, signals, log);
+    let pipeline = outputs.begin(&args.output, &context(args, mode))?;
+    match session.run(watch, pipeline)? {
+        Some(outcome) => outcome.conclude(),
+        None => Ok(()),
+    }
+}
+
+/// What recordings and packets say of the capture. There is no one executable.
+fn context(args: &GotlsArgs, mode: Mode) -> Context {
+    let path = args.selectors.executables.first();
+    Context {
+        application: concat!("ecapture ", env!("CARGO_PKG_VERSION")).into(),
+        hardware: std::env::consts::ARCH.into(),
+        os: capture::operating_system(),
+        mode,
+        executable: path.map_or_else(String::new, |path| path.display().to_string()),
+        go_version: String::new(),
+        architecture: String::new(),
+        pid: None,
+        uid: None,
+        bytes_per_call: args.tsize.filter(|&bytes| bytes > 0),
+        started_ns: now_ns(),
+        interfaces: Vec::new(),
     }
 }
 
@@ -77,10 +82,10 @@ fn watch(args: &GotlsArgs, take: Take) -> Result<Watch, Failure> {
         objects: args.objects.into(),
     };
     let probes = ProbeSet::new(&set)?;
-    let programs = Programs::new(probes, args.selectors.clone(), take, say)
+    let programs = Programs::new(probes, args.selectors.clone(), take, log::line)
         .context("waiting for processes")
         .map_err(Failure::Runtime)?;
-    Watch::start(programs, say)
+    Watch::start(programs, log::line)
 }
 
 fn catch() -> Result<Signals, Failure> {
@@ -102,8 +107,4 @@ fn session(args: &GotlsArgs, watch: &Watch, signals: Signals, log: DebugLog) -> 
         signals,
         log,
     }
-}
-
-fn say(line: &str) {
-    eprintln!("{line}");
 }

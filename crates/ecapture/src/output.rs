@@ -1,4 +1,4 @@
-//! Standard output: what it is, and the sink that writes to it.
+//! Standard output: what it is, and the sinks that write there or elsewhere.
 
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
@@ -6,23 +6,22 @@ use std::os::fd::AsFd;
 
 use trace::{Event, JsonSink, Palette, PayloadStyle, Sink, TextSink};
 
-use crate::args::{Format, GotlsArgs};
+use crate::args::{Format, OutputArgs};
 
-/// Standard output with a buffer of its own: the standard library's would flush every line.
-pub(crate) type Stdout = BufWriter<File>;
+/// Where a sink writes, with a buffer: standard output's own would flush every line.
+pub(crate) type Out = BufWriter<Box<dyn Write + Send>>;
 
 /// The sink that was asked for.
-#[derive(Debug)]
-pub(crate) enum StdoutSink {
-    Text(TextSink<Stdout>),
-    Json(JsonSink<Stdout>),
+pub(crate) enum PlaintextSink {
+    Text(TextSink<Out>),
+    Json(JsonSink<Out>),
 }
 
-impl StdoutSink {
-    pub(crate) fn new(args: &GotlsArgs) -> io::Result<Self> {
+impl PlaintextSink {
+    pub(crate) fn stdout(args: &OutputArgs) -> io::Result<Self> {
         let out = stdout()?;
         Ok(match args.format.unwrap_or(Format::Text) {
-            Format::Json => Self::Json(JsonSink::new(out)),
+            Format::Json => Self::Json(JsonSink::new(out).only(args.line_types())),
             Format::Text => {
                 let style = if args.hex {
                     PayloadStyle::Hex
@@ -30,13 +29,27 @@ impl StdoutSink {
                     PayloadStyle::Text
                 };
                 let zone = jiff::tz::TimeZone::system();
-                Self::Text(TextSink::new(out, style, palette(), zone))
+                let sink = TextSink::new(out, style, palette(), zone)
+                    .indent_json(args.indent_json)
+                    .withhold_plaintext(!args.redact.is_empty());
+                Self::Text(sink)
             }
         })
     }
 }
 
-impl Sink for StdoutSink {
+impl PlaintextSink {
+    /// JSON lines to anywhere.
+    pub(crate) fn json_to(args: &OutputArgs, out: impl Write + Send + 'static) -> Self {
+        Self::Json(JsonSink::new(buffered(out)).only(args.line_types()))
+    }
+}
+
+fn buffered(out: impl Write + Send + 'static) -> Out {
+    BufWriter::with_capacity(64 * 1024, Box::new(out))
+}
+
+impl Sink for PlaintextSink {
     fn event(&mut self, event: &Event<'_>) -> io::Result<()> {
         match self {
             Self::Text(sink) => sink.event(event),
@@ -59,9 +72,9 @@ pub(crate) fn print(report: &str) -> io::Result<()> {
     out.flush()
 }
 
-fn stdout() -> io::Result<Stdout> {
+fn stdout() -> io::Result<Out> {
     let descriptor = io::stdout().as_fd().try_clone_to_owned()?;
-    Ok(BufWriter::with_capacity(64 * 1024, File::from(descriptor)))
+    Ok(buffered(File::from(descriptor)))
 }
 
 /// Colours only for a terminal that shows them, and never against <https://no-color.org>.

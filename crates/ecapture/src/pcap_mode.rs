@@ -3,18 +3,16 @@
 use std::fs::File;
 use std::io::{self, BufWriter};
 use std::path::Path;
-use std::sync::mpsc;
 
-use capture::{
-    Counters, InterfaceSelection, InterfaceStatistics, LinkType, PacketCapture, Probes, Reader,
-    monotonic_ns, realtime_offset_ns,
-};
+use capture::{InterfaceSelection, InterfaceStatistics, LinkType, PacketCapture, Probes, Reader};
 use events::Record;
-use trace::{Interface, KeyLog, PacketSink, PcapngWriter, Section, Timestamp, escape_name};
+use trace::{KeyLog, PacketSink, PcapngWriter, Section, Timestamp, escape_name};
 
-use crate::args::GotlsArgs;
-use crate::consume::{Destination, Outcome, Output};
+use crate::args::{GotlsArgs, OutputArgs};
 use crate::failure::Failure;
+use crate::log;
+use crate::pipeline::{Destination, Ending, Output};
+use crate::recorder::{CapturedInterface, Context};
 use crate::secret_file::{append_secrets, create_secrets, empty, open};
 use crate::session::Attached;
 
@@ -29,7 +27,7 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    pub(crate) fn open(args: &GotlsArgs) -> Result<Self, Failure> {
+    pub(crate) fn open(args: &OutputArgs) -> Result<Self, Failure> {
         let path = args.pcapfile.as_deref();
         let path = path.unwrap_or(Path::new(DEFAULT_FILE));
         let keys = args.keylogfile.as_deref();
@@ -38,6 +36,14 @@ impl Files {
             packets: open(path, Destination::Packets, create_secrets)?,
             keys: keys.transpose()?,
         })
+    }
+}
+
+impl Files {
+    /// Where they are.
+    pub(crate) fn destinations(&self) -> impl Iterator<Item = &Destination> {
+        let files = std::iter::once(&self.packets).chain(&self.keys);
+        files.map(|(destination, _)| destination)
     }
 }
 
@@ -63,9 +69,8 @@ pub(crate) fn interfaces(args: &GotlsArgs) -> InterfaceSelection {
 /// Everything that is attached in this mode.
 #[derive(Debug)]
 pub(crate) struct PacketsAndKeys {
-    packets: PacketCapture,
-    keys: Probes,
-    statistics: mpsc::Sender<Vec<InterfaceStatistics>>,
+    pub(crate) packets: PacketCapture,
+    pub(crate) keys: Probes,
 }
 
 impl Attached for PacketsAndKeys {
@@ -92,8 +97,10 @@ impl Attached for PacketsAndKeys {
     fn detach(&mut self) {
         self.packets.detach();
         self.keys.detach();
-        // The output waits for nothing, so nobody minds if it has gone.
-        let _ = self.statistics.send(self.packets.statistics());
+    }
+
+    fn interface_statistics(&self) -> Vec<InterfaceStatistics> {
+        self.packets.statistics()
     }
 }
 
@@ -104,60 +111,39 @@ pub(crate) struct PacketFile {
     destination: Destination,
     keys: Option<KeyLog<File>>,
     start: Timestamp,
-    statistics: mpsc::Receiver<Vec<InterfaceStatistics>>,
-    /// Packets that should be in the file.
-    wanted: u64,
-    /// Those of them that never got to us; known when all others have been written.
-    dropped: Option<u64>,
+    /// Whether all that is to be had has been written.
+    finished: bool,
 }
 
 impl PacketFile {
     /// Describes the interfaces in the file, so that even a short capture is a complete one.
-    pub(crate) fn begin(
-        files: Files,
-        packets: PacketCapture,
-        keys: Probes,
-        snaplen: u32,
-    ) -> io::Result<(Self, PacketsAndKeys)> {
+    pub(crate) fn begin(files: Files, context: &Context) -> io::Result<Self> {
         let (destination, file) = files.packets;
         if destination != Destination::Stdout {
             empty(&file)?;
         }
-        let interfaces: Vec<_> = packets
-            .interfaces()
-            .iter()
-            .map(|found| Interface {
-                name: &found.name,
-                link_type: found.link_type.number(),
-                snaplen,
-                filter: found.filter.as_deref(),
-            })
-            .collect();
-        let os = capture::operating_system();
-        let section = Section {
-            hardware: std::env::consts::ARCH,
-            os: &os,
-            application: concat!("ecapture ", env!("CARGO_PKG_VERSION")),
-        };
+        let interfaces = context.interfaces.iter().map(CapturedInterface::describe);
+        let interfaces: Vec<_> = interfaces.collect();
         let out = BufWriter::with_capacity(256 * 1024, file);
+        let section = section(context);
         let mut sink = PacketSink::new(PcapngWriter::new(out, &section, &interfaces)?);
         sink.flush()?;
-        let (sender, receiver) = mpsc::channel();
-        let output = Self {
+        Ok(Self {
             sink,
             destination,
             keys: files.keys.map(|(_, file)| KeyLog::new(file)),
-            start: now(),
-            statistics: receiver,
-            wanted: 0,
-            dropped: None,
-        };
-        let attached = PacketsAndKeys {
-            packets,
-            keys,
-            statistics: sender,
-        };
-        Ok((output, attached))
+            start: context.started(),
+            finished: false,
+        })
+    }
+}
+
+/// Who captured where, for a pcapng file.
+pub(crate) fn section(context: &Context) -> Section<'_> {
+    Section {
+        hardware: &context.hardware,
+        os: &context.os,
+        application: &context.application,
     }
 }
 
@@ -176,7 +162,7 @@ impl Output for PacketFile {
                     None => Ok(()),
                 }
             }
-            Record::Connection(_) | Record::Data(_) | Record::Close(_) => Ok(()), // Not probed for.
+            Record::Connection(_) | Record::Data(_) | Record::Close(_) => Ok(()),
         }
     }
 
@@ -185,13 +171,9 @@ impl Output for PacketFile {
         self.flush()
     }
 
-    fn finish(&mut self, now: Timestamp, _: &Counters) -> io::Result<()> {
-        // Sent when the programs were detached, which was before this was called.
-        let statistics = self.statistics.try_recv().unwrap_or_default();
-        let dropped = statistics.iter().map(|interface| interface.dropped).sum();
-        self.wanted = wanted(&statistics);
+    fn finish(&mut self, now: Timestamp, ending: &Ending) -> io::Result<()> {
         let statistics: Vec<_> = (0u32..)
-            .zip(statistics)
+            .zip(&ending.interfaces)
             .map(|(interface, found)| trace::InterfaceStatistics {
                 interface,
                 start: self.start,
@@ -201,7 +183,7 @@ impl Output for PacketFile {
             })
             .collect();
         self.sink.finish(&statistics)?;
-        self.dropped = Some(dropped);
+        self.finished = true;
         Ok(())
     }
 
@@ -211,43 +193,33 @@ impl Output for PacketFile {
         }
         self.sink.flush()
     }
-}
 
-fn wanted(statistics: &[InterfaceStatistics]) -> u64 {
-    statistics.iter().map(|interface| interface.matched).sum()
-}
-
-fn now() -> Timestamp {
-    Timestamp::from_monotonic(monotonic_ns(), realtime_offset_ns())
+    fn summary(&self, ending: &Ending) -> String {
+        let (packets, keys) = self.sink.totals();
+        let interfaces = &ending.interfaces;
+        let dropped: u64 = interfaces.iter().map(|found| found.dropped).sum();
+        let lost = if self.finished {
+            dropped
+        } else {
+            let wanted: u64 = interfaces.iter().map(|found| found.matched).sum();
+            wanted.saturating_sub(packets.packets)
+        };
+        let mut summary = format!(
+            "{} packets, {} bytes, {} keys; lost: {lost} packets",
+            packets.packets, packets.bytes, keys.keys
+        );
+        // Both ring buffers count what they had no room for; of packets the interfaces do, too.
+        let lost_keys = ending.counters.lost_records.saturating_sub(dropped);
+        if self.finished && lost_keys > 0 {
+            summary += &format!(", {lost_keys} keys");
+        }
+        summary
+    }
 }
 
 /// What the user should know before anything is captured.
 pub(crate) fn print_warnings(packets: &PacketCapture) {
     for warning in packets.warnings() {
-        eprintln!("note: {}", escape_name(warning.as_bytes()));
+        log::line(&format!("note: {}", escape_name(warning.as_bytes())));
     }
-}
-
-/// The closing line, without what all modes have.
-pub(crate) fn summary(outcome: &Outcome<PacketFile>) -> String {
-    let output = &outcome.output;
-    let (packets, keys) = output.sink.totals();
-    let lost = output.dropped.unwrap_or_else(|| {
-        // Writing failed, before the programs were detached or after.
-        let statistics = output.statistics.try_recv();
-        let wanted = statistics.map_or(output.wanted, |statistics| wanted(&statistics));
-        wanted.saturating_sub(packets.packets)
-    });
-    let mut summary = format!(
-        "{} packets, {} bytes, {} keys; lost: {lost} packets",
-        packets.packets, packets.bytes, keys.keys
-    );
-    // Both ring buffers count what they had no room for; of packets the interfaces do, too.
-    let lost_keys = output.dropped.map_or(0, |dropped| {
-        outcome.counters.lost_records.saturating_sub(dropped)
-    });
-    if lost_keys > 0 {
-        summary += &format!(", {lost_keys} keys");
-    }
-    summary
 }

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::consume::Destination;
 use crate::failure::Failure;
+use crate::pipeline::Destination;
 
 /// Opens a destination by its path: standard output for `-`.
 pub(crate) fn open(
@@ -35,6 +35,11 @@ pub(crate) fn append_secrets(path: &Path) -> io::Result<File> {
         file.write_all(b"\n")?;
     }
     Ok(file)
+}
+
+/// Makes a file that was not there.
+pub(crate) fn create_new_secrets(path: &Path) -> io::Result<File> {
+    open_private(path, File::options().write(true).create_new(true))
 }
 
 /// Opens a file to write it anew, once [`empty`] has made room.

@@ -3,14 +3,17 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use capture::{Probes, Process, Reader};
+use capture::{InterfaceStatistics, Probes, Process, Reader};
 
-use crate::consume::{Destination, Outcome, Output, consume};
+use crate::consume::{Outcome, consume};
 use crate::failure::Failure;
+use crate::log;
+use crate::pipeline::{Destination, Pipeline};
 use crate::supervise::{End, Signals, wait_for_consumer, wait_for_end};
 
 /// How long the output may block at the end before we leave without having written everything.
@@ -29,6 +32,11 @@ pub(crate) trait Attached {
 
     /// Takes everything away; what is in the ring buffers stays.
     fn detach(&mut self);
+
+    /// How packets fared, by interface, once everything has been taken away.
+    fn interface_statistics(&self) -> Vec<InterfaceStatistics> {
+        Vec::new()
+    }
 }
 
 impl Attached for Probes {
@@ -66,40 +74,38 @@ pub(crate) struct Session<'a> {
 
 impl Session<'_> {
     /// Captures. `None` if nobody reads the output any more, and nobody needs a summary either.
-    pub(crate) fn run<O>(
+    pub(crate) fn run(
         mut self,
         mut attached: impl Attached,
-        output: O,
-    ) -> Result<Option<Outcome<O>>, Failure>
-    where
-        O: Output + Send + 'static,
-    {
-        let destination = output.destination().clone();
+        pipeline: Pipeline,
+    ) -> Result<Option<Outcome>, Failure> {
+        let destinations = pipeline.destinations();
         let readers = attached.readers()?;
         let stop = readers.first().map(Reader::stop_switch);
         self.log.say("attached");
-        eprintln!(
+        log::line(&format!(
             "attached to {}: {}; Ctrl-C ends",
             self.description,
             attached.extent()
-        );
+        ));
 
         // The other end of `alive` becomes readable when the thread ends, however it does.
         let (alive, consumer_alive) = UnixStream::pair()
             .context("socket pair")
             .map_err(Failure::Runtime)?;
+        let (statistics, interfaces) = mpsc::channel();
         let consumer = thread::Builder::new()
             .name("consumer".into())
             .spawn(move || {
                 let _alive = consumer_alive;
-                consume(readers, output)
+                consume(readers, pipeline, &interfaces)
             })
             .context("starting a thread")
             .map_err(Failure::Runtime)?;
         attached.give_up_privileges()?;
 
         let target = self.process.map(AsFd::as_fd);
-        let stdout = (destination == Destination::Stdout).then(io::stdout);
+        let stdout = destinations.contains(&Destination::Stdout).then(io::stdout);
         let stdout = stdout.as_ref().map(AsFd::as_fd);
         let signals = &mut self.signals;
         let mut wait = |target, duration| {
@@ -113,6 +119,9 @@ impl Session<'_> {
         }
         self.log.say(&format!("end: {end:?}"));
         attached.detach();
+        let interfaces = attached.interface_statistics();
+        // Nobody waits for it, so nobody minds if the consumer has gone.
+        let _ = statistics.send(interfaces.clone());
         if let Some(stop) = stop {
             stop.stop();
         }
@@ -124,31 +133,50 @@ impl Session<'_> {
                 return Ok(None);
             }
             // The thread is blocked in a write: nothing can be had from it.
-            let error = anyhow!("{destination} is blocked: what was captured last was not written");
+            let names: Vec<_> = destinations.iter().map(ToString::to_string).collect();
+            let names = names.join(" or ");
+            let error = anyhow!("{names} is blocked: what was captured last was not written");
             return Err(Failure::Runtime(error));
         }
-        let outcome = consumer.join();
-        outcome
-            .map(Some)
-            .map_err(|_| Failure::Runtime(anyhow!("the consumer thread panicked")))
+        let mut outcome = consumer
+            .join()
+            .map_err(|_| Failure::Runtime(anyhow!("the consumer thread panicked")))?;
+        outcome.ending.interfaces = interfaces;
+        Ok(Some(outcome))
     }
 }
 
-/// Prints the closing line: what the mode has to say, and what would be a reason to worry.
-pub(crate) fn print_summary<O>(outcome: &Outcome<O>, mode: &str) {
-    let mut summary = format!("summary: {mode}");
-    if outcome.counters.unknown_calls > 0 {
-        let calls = outcome.counters.unknown_calls;
-        summary += &format!("; calls with unreadable arguments: {calls}");
+impl Outcome {
+    /// Prints the closing line, and says whether everything was written.
+    pub(crate) fn conclude(self) -> Result<(), Failure> {
+        log::line(&self.summary());
+        match self.result {
+            Ok(()) => Ok(()),
+            Err(failed) => Failure::output(failed.error, &failed.destination),
+        }
     }
-    if outcome.undecodable > 0 {
-        let records = outcome.undecodable;
-        summary += &format!("; undecodable records (a defect, please report): {records}");
+
+    /// What the mode has to say, and what would be a reason to worry.
+    fn summary(&self) -> String {
+        let mut summary = format!("summary: {}", self.pipeline.summary(&self.ending));
+        let counters = &self.ending.counters;
+        if counters.unknown_calls > 0 {
+            let calls = counters.unknown_calls;
+            summary += &format!("; calls with unreadable arguments: {calls}");
+        }
+        if self.pipeline.undecodable > 0 {
+            let records = self.pipeline.undecodable;
+            summary += &format!("; undecodable records (a defect, please report): {records}");
+        }
+        if self.pipeline.unknown_kinds > 0 {
+            let records = self.pipeline.unknown_kinds;
+            summary += &format!("; records of a kind that this version does not know: {records}");
+        }
+        if counters.lost_records > 0 {
+            summary += "; a larger buffer (--mapsize) loses less";
+        }
+        summary
     }
-    if outcome.counters.lost_records > 0 {
-        summary += "; a larger buffer (--mapsize) loses less";
-    }
-    eprintln!("{summary}");
 }
 
 /// What `--debug` shows, with the time since the start.
@@ -166,7 +194,8 @@ impl DebugLog {
 
     pub(crate) fn say(&self, what: &str) {
         if let Some(started) = self.started {
-            eprintln!("{:>9.3} ms  {what}", started.elapsed().as_secs_f64() * 1e3);
+            let elapsed = started.elapsed().as_secs_f64() * 1e3;
+            log::line(&format!("{elapsed:>9.3} ms  {what}"));
         }
     }
 }

@@ -11,6 +11,7 @@ use capture::{ExecEvents, ExecGate, Reader};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::failure::Failure;
+use crate::log;
 use crate::programs::{Programs, Seen};
 use crate::session::Attached;
 
@@ -131,7 +132,7 @@ impl Attached for Watch {
     fn detach(&mut self) {
         self.end();
         lock(&self.programs).detach();
-        eprintln!("{}", self.summary());
+        log::line(&self.summary());
     }
 }
 

@@ -34,26 +34,27 @@ pub enum DecodeError {
     },
 }
 
+const KIND: &str = "kind";
+
+impl DecodeError {
+    /// Whether the record may well be right, and of a kind that came up later than this program.
+    pub fn is_unknown_kind(&self) -> bool {
+        matches!(self, Self::UnknownValue { field: KIND, .. })
+    }
+}
+
 impl<'a> Record<'a> {
     /// Decodes one record, as the ring buffer delivers it. The ring's size classes may leave unused
     /// bytes behind the payload; they are ignored.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        Self::decode_prefix(bytes).map(|(record, _)| record)
+    }
+
+    /// The same, with the number of bytes that the record occupies: what is behind them is unused.
+    pub fn decode_prefix(bytes: &'a [u8]) -> Result<(Self, usize), DecodeError> {
         let mut reader = Reader { bytes, position: 0 };
-        let kind = std::mem::offset_of!(layout::RecordHeader, kind);
-        if bytes.get(kind) == Some(&layout::RECORD_PACKET) {
-            return reader.packet().map(Self::Packet);
-        }
-        let (header, kind) = reader.header()?;
-        match kind {
-            layout::RECORD_CONNECTION => reader.connection(header).map(Self::Connection),
-            layout::RECORD_DATA => reader.data(header).map(Self::Data),
-            layout::RECORD_CLOSE => reader.close(header).map(Self::Close),
-            layout::RECORD_KEY => reader.key(header).map(Self::Key),
-            value => Err(DecodeError::UnknownValue {
-                field: "kind",
-                value,
-            }),
-        }
+        let record = reader.record()?;
+        Ok((record, reader.position))
     }
 }
 
@@ -64,6 +65,21 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
+    fn record(&mut self) -> Result<Record<'a>, DecodeError> {
+        let kind = std::mem::offset_of!(layout::RecordHeader, kind);
+        if self.bytes.get(kind) == Some(&layout::RECORD_PACKET) {
+            return self.packet().map(Record::Packet);
+        }
+        let (header, kind) = self.header()?;
+        match kind {
+            layout::RECORD_CONNECTION => self.connection(header).map(Record::Connection),
+            layout::RECORD_DATA => self.data(header).map(Record::Data),
+            layout::RECORD_CLOSE => self.close(header).map(Record::Close),
+            layout::RECORD_KEY => self.key(header).map(Record::Key),
+            value => Err(DecodeError::UnknownValue { field: KIND, value }),
+        }
+    }
+
     fn header(&mut self) -> Result<(Header, u8), DecodeError> {
         let header = Header {
             time_ns: self.u64()?,

@@ -2,6 +2,10 @@
 //!
 //! They are never cast to or from memory: [`Record::decode`](crate::Record::decode) reads field by field.
 
+/// Version of these layouts, for records that are kept in files. It changes when a record of a known kind
+/// means something else than before, not when a kind is added.
+pub const LAYOUT_VERSION: u16 = 1;
+
 /// `struct record_header`
 #[allow(missing_docs)] // Documented in record.h.
 #[repr(C)]

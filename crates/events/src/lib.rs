@@ -11,6 +11,7 @@ pub mod layout;
 mod record;
 
 pub use decode::DecodeError;
+pub use layout::LAYOUT_VERSION;
 pub use record::{
     Address, Agreed, CloseCause, CloseRecord, ConnectionRecord, DataRecord, Direction, Header,
     KeyRecord, Missing, PacketDirection, PacketProcess, PacketRecord, Record, Role,

@@ -298,14 +298,19 @@ impl Search {
     }
 }
 
-/// Whether a field of this type can be, or hold, a connection other than by way of a struct.
+/// Whether a field of this type can be, or hold, a connection other than by way of a struct that is none
+/// itself.
 fn leads_to_connection(types: &Types<'_>, mut at: Vaddr, sockets: &Sockets) -> bool {
     for _ in 0..NESTED_MAX {
         if at == sockets.net_conn || sockets.concrete.contains(&Some(at)) {
             return true;
         }
+        // Something to read from and write to that is no net.Conn can have a connection of its own.
         if types.kind(at) == Kind::Interface {
-            return types.has_methods(at, &NET_CONN_METHODS);
+            return types.has_methods(at, &["Read", "Write"]);
+        }
+        if types.has_methods(at, &NET_CONN_METHODS) {
+            return true;
         }
         match types.element(at) {
             Some(element) => at = element,

@@ -90,6 +90,24 @@ impl Body {
         }
     }
 
+    /// A message that was decoded elsewhere: `length` bytes on the wire, of which some are missing.
+    pub(crate) fn of(
+        content: &[u8],
+        length: u64,
+        missing: u64,
+        limit: usize,
+        budget: &Budget,
+    ) -> Self {
+        let mut body = Self::new(budget);
+        body.push(content, limit);
+        body.length = length;
+        body.missing = missing;
+        if missing > 0 {
+            body.cut();
+        }
+        body
+    }
+
     /// The content: what is kept of it, decoded once the body is complete.
     pub fn content(&self) -> &[u8] {
         &self.kept
@@ -316,7 +334,9 @@ mod tests {
         (body.content().to_vec(), body.state())
     }
 
-    const CODERS: [(&str, fn(&[u8]) -> Vec<u8>); 6] = [
+    type Encode = fn(&[u8]) -> Vec<u8>;
+
+    const CODERS: [(&str, Encode); 6] = [
         ("gzip", gzip),
         ("deflate", zlib),
         ("deflate", raw_deflate),

@@ -118,6 +118,19 @@ impl Reservation {
     }
 }
 
+impl Reservation {
+    /// Takes more or gives back, until this stands for `bytes`, and says whether that was granted.
+    #[must_use]
+    pub(crate) fn resize(&mut self, bytes: usize) -> bool {
+        if let Some(less) = self.bytes.checked_sub(bytes) {
+            self.budget.give_back(less);
+            self.bytes = bytes;
+            return true;
+        }
+        self.grow(bytes - self.bytes)
+    }
+}
+
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.budget.give_back(self.bytes);

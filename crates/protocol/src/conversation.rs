@@ -9,6 +9,7 @@ use events::Direction;
 
 use crate::event::{Decoder, HttpEvent, HttpSink, Side};
 use crate::http1::{Http1, Match, certain_start_line, request_line, status_line};
+use crate::http2::Http2;
 
 /// Bytes of both sides that are held until the protocol is known.
 pub const UNDECIDED_MAX: usize = 64 << 10;
@@ -49,8 +50,9 @@ pub enum Protocol {
 /// One step of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConversationEvent<'a> {
-    /// The connection carries this from here on; comes once.
-    Protocol(Protocol),
+    /// The connection carries this from here on, and this end of it is the program, if that is known;
+    /// comes once.
+    Protocol(Protocol, Option<Side>),
     /// Something of HTTP.
     Http(HttpEvent<'a>),
     /// Bytes at this offset that are not decoded.
@@ -284,11 +286,10 @@ impl Conversation {
             (Expected::Http1 | Expected::Either, _) => {}
         }
         let sent = self.sent(direction);
-        if self.expected == Expected::Either && self.role.is_some() && is_http2_midway(&sent) {
-            return Verdict::Is(Protocol::Http2);
-        }
         match self.beginning_of(direction, &sent) {
             Beginning::Of(protocol, side) => {
+                // The preface comes first of all.
+                self.from_beginning |= protocol == Protocol::Http2;
                 self.learn(direction, side);
                 Verdict::Is(protocol)
             }
@@ -307,7 +308,7 @@ impl Conversation {
     fn decide(&mut self, protocol: Protocol, sink: &mut ConversationSink<'_>) {
         let speaks = match protocol {
             Protocol::Http1 => Speaks::Http1(Box::new(UpgradableHttp1::new(self.from_beginning))),
-            Protocol::Http2 => http2(self.from_beginning).map_or(Speaks::Other, Speaks::Http2),
+            Protocol::Http2 => Speaks::Http2(http2(self.from_beginning)),
             Protocol::Other => Speaks::Other,
         };
         let held = match std::mem::replace(&mut self.speaks, speaks) {
@@ -315,7 +316,7 @@ impl Conversation {
             _ => return,
         };
         if let Some(protocol) = self.protocol() {
-            sink(ConversationEvent::Protocol(protocol));
+            sink(ConversationEvent::Protocol(protocol, self.role));
         }
         for piece in held {
             self.decode(piece.direction, piece.offset, &piece.bytes, sink);
@@ -364,10 +365,13 @@ impl Conversation {
         pieces.flat_map(|piece| &piece.bytes).copied().collect()
     }
 
-    fn held(&self) -> usize {
+    /// Bytes of memory that are held beyond its own size.
+    pub fn held(&self) -> usize {
         match &self.speaks {
             Speaks::Undecided(held) => held.iter().map(|piece| piece.bytes.len()).sum(),
-            _ => 0,
+            Speaks::Http1(decoder) => decoder.held(),
+            Speaks::Http2(decoder) => decoder.held(),
+            Speaks::Other => 0,
         }
     }
 
@@ -419,6 +423,11 @@ impl UpgradableHttp1 {
         self.decoder.gap(side, offset, bytes, sink);
     }
 
+    fn held(&self) -> usize {
+        let upgraded = self.http2.as_ref();
+        self.decoder.held() + upgraded.map_or(0, |upgraded| upgraded.decoder.held())
+    }
+
     fn close(&mut self, sink: &mut ConversationSink<'_>) {
         if let Some(upgraded) = &mut self.http2 {
             let sink: &mut HttpSink<'_> = &mut |event| sink(ConversationEvent::Http(event));
@@ -450,8 +459,8 @@ fn pass_on(upgraded: &mut Option<Upgraded>, event: HttpEvent<'_>, sink: &mut Con
         }
     }
     if matches!(&event, HttpEvent::Switched(_, protocol) if protocol.eq_ignore_ascii_case(b"h2c")) {
-        *upgraded = http2(true).map(|decoder| Upgraded {
-            decoder,
+        *upgraded = Some(Upgraded {
+            decoder: http2(true),
             passed: [0; 2],
         });
     }
@@ -459,13 +468,12 @@ fn pass_on(upgraded: &mut Option<Upgraded>, event: HttpEvent<'_>, sink: &mut Con
 }
 
 /// A decoder of HTTP/2, from the beginning or not.
-fn http2(_from_beginning: bool) -> Option<Box<dyn Decoder + Send>> {
-    None
-}
-
-/// Whether the bytes can be nothing but frames of HTTP/2.
-fn is_http2_midway(_bytes: &[u8]) -> bool {
-    false
+fn http2(from_beginning: bool) -> Box<dyn Decoder + Send> {
+    Box::new(if from_beginning {
+        Http2::new()
+    } else {
+        Http2::joined()
+    })
 }
 
 /// Adds to what is held.

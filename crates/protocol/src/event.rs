@@ -177,4 +177,7 @@ pub trait Decoder {
 
     /// Neither side sends any more.
     fn close(&mut self, sink: &mut HttpSink<'_>);
+
+    /// Bytes of memory that it holds beyond its own size.
+    fn held(&self) -> usize;
 }

@@ -5,11 +5,12 @@
 //! server-sent events, a gRPC stream or a slow answer, is announced before: its heads, and then each
 //! message or piece of text as it passes.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::body::Body;
-use crate::budget::{Budget, Limits};
+use crate::budget::{Budget, Limits, Reservation};
 use crate::event::{Field, HttpEvent, RequestHead, ResponseHead, Side, StreamId, Trouble};
 use crate::event_stream::EventStream;
 use crate::exchange::{
@@ -17,6 +18,7 @@ use crate::exchange::{
 };
 use crate::grpc::{Deframer, Framed, Grpc, is_grpc};
 use crate::media::essence;
+use crate::websocket::{self, WebSocket, WebSocketEvent, WebSocketSink};
 
 /// What became known of the exchanges of a connection.
 #[derive(Debug)]
@@ -221,6 +223,7 @@ struct Open {
     exchange: Exchange,
     /// What each side's body is taken for ([`Side::index`]).
     bodies: [Framing; 2],
+    socket: Option<Box<Socket>>,
     settled: [bool; 2],
     message_bytes: u64,
 }
@@ -236,12 +239,21 @@ enum Framing {
     Events(EventStream),
 }
 
+/// What an exchange has become behind its heads.
+#[derive(Debug)]
+struct Socket {
+    decoder: WebSocket,
+    /// For what the decoder holds.
+    reservation: Reservation,
+}
+
 impl Open {
     fn new(exchange: Exchange, means: Arc<Means>) -> Self {
         Self {
             means,
             exchange,
             bodies: [Framing::None, Framing::None],
+            socket: None,
             settled: [false; 2],
             message_bytes: 0,
         }
@@ -332,6 +344,12 @@ impl Open {
 
     fn bytes(&mut self, time: Time, side: Side, bytes: &[u8], sink: &mut NoticeSink<'_>) {
         self.touch(side, time);
+        if self.socket.is_some() {
+            self.body(side).count(bytes.len() as u64);
+            return self.socket(time, side, sink, |socket, sink| {
+                socket.data(side, bytes, sink)
+            });
+        }
         match &mut self.bodies[side.index()] {
             Framing::None => {
                 let limit = self.means.limits.body;
@@ -371,6 +389,11 @@ impl Open {
     fn missing(&mut self, time: Time, side: Side, bytes: u64, sink: &mut NoticeSink<'_>) {
         self.touch(side, time);
         self.body(side).skip(bytes);
+        if self.socket.is_some() {
+            return self.socket(time, side, sink, |socket, sink| {
+                socket.gap(side, bytes, sink)
+            });
+        }
         match &mut self.bodies[side.index()] {
             Framing::None => {}
             Framing::Grpc(deframer, _) => {
@@ -407,7 +430,69 @@ impl Open {
         self.exchange.request.complete = false;
         self.exchange.response.complete = false;
         self.settled = [false; 2];
+        if self.exchange.is_web_socket() {
+            let head = self.exchange.response.head.as_ref();
+            let extensions = head.map(|head| joined(&head.fields, "sec-websocket-extensions"));
+            self.socket = Some(Box::new(Socket {
+                decoder: WebSocket::new(&extensions.unwrap_or_default()),
+                reservation: Reservation::none(&self.means.budget),
+            }));
+        }
         self.announce(sink);
+    }
+
+    /// Feeds the WebSocket and takes what comes of it.
+    fn socket(
+        &mut self,
+        time: Time,
+        side: Side,
+        sink: &mut NoticeSink<'_>,
+        feed: impl FnOnce(&mut WebSocket, &mut WebSocketSink<'_>),
+    ) {
+        let Some(mut socket) = self.socket.take() else {
+            return;
+        };
+        feed(&mut socket.decoder, &mut |event| {
+            self.socket_event(time, event, sink)
+        });
+        if socket.reservation.resize(socket.decoder.held()) {
+            self.socket = Some(socket);
+        } else {
+            let trouble = Trouble::TooMuch("memory for WebSockets", self.means.limits.connection);
+            self.trouble(side, trouble);
+            // What follows counts as a body of bytes.
+            self.body(side).cut();
+        }
+    }
+
+    fn socket_event(&mut self, time: Time, event: WebSocketEvent<'_>, sink: &mut NoticeSink<'_>) {
+        let mut whole = true;
+        let (side, kind, payload, (length, missing)) = match event {
+            WebSocketEvent::Message(side, message) => {
+                let kind = match message.kind {
+                    websocket::MessageKind::Text => MessageKind::Text,
+                    websocket::MessageKind::Binary => MessageKind::Binary,
+                };
+                let sizes = (message.wire_length, message.missing);
+                whole = message.length == Some(message.payload.len() as u64);
+                (side, kind, Cow::Borrowed(message.payload), sizes)
+            }
+            WebSocketEvent::Ping(side, data) => (side, MessageKind::Ping, data.into(), (0, 0)),
+            WebSocketEvent::Pong(side, data) => (side, MessageKind::Pong, data.into(), (0, 0)),
+            WebSocketEvent::Close(side, code, reason) => {
+                let code = code.map(u16::to_be_bytes);
+                let payload = [code.as_ref().map_or(&[][..], |code| code), reason].concat();
+                (side, MessageKind::Close, Cow::Owned(payload), (0, 0))
+            }
+            WebSocketEvent::Trouble(side, _, trouble) => return self.trouble(side, trouble),
+        };
+        let limit = self.means.limits.body;
+        let length = length.max(payload.len() as u64);
+        let mut body = Body::of(&payload, length, missing, limit, &self.means.budget);
+        if !whole {
+            body.cut();
+        }
+        self.message(time, side, kind, body, sink);
     }
 
     fn end(&mut self, time: Time, side: Side, sink: &mut NoticeSink<'_>) {
@@ -434,6 +519,7 @@ impl Open {
         if std::mem::replace(&mut self.settled[side.index()], true) {
             return;
         }
+        self.socket(time, side, sink, WebSocket::close);
         match &mut self.bodies[side.index()] {
             Framing::None => {}
             Framing::Grpc(deframer, _) => {
@@ -599,6 +685,16 @@ impl Open {
 fn owned(fields: &[Field], name: &str) -> Option<Vec<u8>> {
     let value = field_value(fields, name)?;
     Some(value[..value.len().min(NAMES_MAX)].to_vec())
+}
+
+/// The values of all fields of this name, as one list (RFC 9110 section 5.3).
+fn joined(fields: &[Field], name: &str) -> Vec<u8> {
+    let named = |field: &&Field| field.name.eq_ignore_ascii_case(name.as_bytes());
+    let values = fields
+        .iter()
+        .filter(named)
+        .filter_map(|field| field.value.as_deref());
+    values.collect::<Vec<_>>().join(&b", "[..])
 }
 
 fn grpc_framing(fields: &[Field]) -> Framing {

@@ -47,6 +47,11 @@ impl Decoder {
         }
     }
 
+    /// Bytes of memory.
+    pub(crate) fn held(&self) -> usize {
+        self.table.size()
+    }
+
     /// Header blocks may have been missed: nothing of the table is known any more.
     pub(crate) fn forget(&mut self) {
         self.table = Table::unknown();

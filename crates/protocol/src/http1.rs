@@ -85,6 +85,17 @@ struct Input<'a> {
     begins: bool,
 }
 
+impl Stream {
+    fn held(&self) -> usize {
+        let trailers = match &self.state {
+            State::Body(_, Framing::Chunked(chunked))
+            | State::BodyOrHead(_, Framing::Chunked(chunked)) => chunked.held(),
+            _ => 0,
+        };
+        self.buffer.capacity() + trailers
+    }
+}
+
 impl Http1 {
     /// A decoder of a connection that is seen from its beginning, or not.
     pub fn new(from_beginning: bool) -> Self {
@@ -383,6 +394,11 @@ impl Decoder for Http1 {
     fn close(&mut self, sink: &mut HttpSink<'_>) {
         self.close_side(Side::Client, sink);
         self.close_side(Side::Server, sink);
+    }
+
+    fn held(&self) -> usize {
+        let streams: usize = self.streams.iter().map(Stream::held).sum();
+        streams + self.pairing.held()
     }
 }
 

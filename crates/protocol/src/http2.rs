@@ -107,6 +107,10 @@ impl Decoder for Http2 {
             half.settle(&mut self.shared, sink);
         }
     }
+    fn held(&self) -> usize {
+        let halves: usize = self.halves.iter().map(Half::held).sum();
+        halves + self.shared.streams.held()
+    }
 }
 
 /// What both directions have to do with.
@@ -226,6 +230,18 @@ impl Half {
             block: None,
             work: Work::new(),
         }
+    }
+
+    fn held(&self) -> usize {
+        let block = self
+            .block
+            .as_ref()
+            .map_or(0, |block| block.bytes.capacity());
+        let search = match &self.state {
+            State::Lost(search) => search.held(),
+            _ => 0,
+        };
+        self.payload.capacity() + block + search + self.hpack.held()
     }
 
     fn data(

@@ -108,6 +108,11 @@ impl WebSocket {
         self.ends[side.index()].gap(bytes, sink);
     }
 
+    /// Bytes of memory that are held beyond its own size.
+    pub fn held(&self) -> usize {
+        self.ends.iter().map(End::held).sum()
+    }
+
     /// Nothing comes any more: what there is of incomplete messages is handed on.
     pub fn close(&mut self, sink: &mut WebSocketSink<'_>) {
         for end in &mut self.ends {
@@ -177,6 +182,13 @@ impl End {
             control: Vec::new(),
             inflater,
         }
+    }
+
+    fn held(&self) -> usize {
+        let message = self.message.as_ref();
+        let payload = message.map_or(0, |message| message.payload.capacity());
+        let inflater = self.inflater.as_ref().map_or(0, Inflater::held);
+        self.header.capacity() + self.control.capacity() + payload + inflater
     }
 
     fn data(&mut self, mut bytes: &[u8], sink: &mut WebSocketSink<'_>) {

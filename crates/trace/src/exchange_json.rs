@@ -2,8 +2,7 @@
 
 use std::borrow::Cow;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64_simd::STANDARD;
 use events::Direction;
 use protocol::{
     Body, ContentState, Ending, Exchange, Field, Kind, Message, RequestHead, ResponseHead, Sent,
@@ -261,7 +260,7 @@ impl<'a> MessageJson<'a> {
 fn content<'a>(body: &'a Body, media_type: Option<&[u8]>) -> ContentJson<'a> {
     match text_of(body, media_type) {
         Some(text) => ContentJson::Text(text),
-        None => ContentJson::DataBase64(STANDARD.encode(body.content())),
+        None => ContentJson::DataBase64(STANDARD.encode_to_string(body.content())),
     }
 }
 

@@ -7,8 +7,7 @@
 use std::borrow::Cow;
 use std::io::{self, Write};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64_simd::STANDARD;
 use events::Direction;
 use protocol::{
     Body, Exchange, Field, Message, MessageKind, Notice, RequestHead, ResponseHead, Sent, Side,
@@ -374,7 +373,7 @@ impl<'a> WebSocketMessage<'a> {
             opcode,
             data: match message.kind {
                 MessageKind::Text => lossy(content),
-                _ => STANDARD.encode(content).into(),
+                _ => STANDARD.encode_to_string(content).into(),
             },
         })
     }
@@ -386,7 +385,7 @@ impl GrpcMessage {
             direction: direction(message.side),
             time: message.time.0 as f64 / 1e9,
             length: message.body.length,
-            data: STANDARD.encode(message.body.content()),
+            data: STANDARD.encode_to_string(message.body.content()),
         })
     }
 }
@@ -408,7 +407,10 @@ fn text_or_base64<'a>(
 ) -> (Cow<'a, str>, Option<&'static str>) {
     match text_of(body, media_type) {
         Some(text) => (text, None),
-        None => (STANDARD.encode(body.content()).into(), Some("base64")),
+        None => (
+            STANDARD.encode_to_string(body.content()).into(),
+            Some("base64"),
+        ),
     }
 }
 

@@ -4,8 +4,7 @@
 use std::fmt;
 use std::io::{self, Write};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64_simd::{Out, STANDARD};
 use events::CloseCause;
 use protocol::Notice;
 use serde::Serialize;
@@ -20,11 +19,82 @@ use crate::tls_names::{CipherSuite, TlsVersion};
 /// Bytes that are encoded at once: a multiple of 3, so that only the last ones need padding.
 const ENCODED_AT_ONCE: usize = 3 * 1024;
 
+/// The types of lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LineType {
+    /// A connection.
+    Connection,
+    /// Plaintext.
+    Data,
+    /// An HTTP exchange that ended.
+    Http,
+    /// A message of an exchange that lasts.
+    Message,
+    /// Something that is HTTP and could not be decoded.
+    Undecoded,
+    /// Plaintext that is missing.
+    Lost,
+    /// The end of a connection.
+    Close,
+}
+
+impl LineType {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Connection,
+        Self::Data,
+        Self::Http,
+        Self::Message,
+        Self::Undecoded,
+        Self::Lost,
+        Self::Close,
+    ];
+
+    /// What stands in `type`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connection => "connection",
+            Self::Data => "data",
+            Self::Http => "http",
+            Self::Message => "message",
+            Self::Undecoded => "undecoded",
+            Self::Lost => "lost",
+            Self::Close => "close",
+        }
+    }
+
+    /// Whether such lines need HTTP to be decoded.
+    pub fn is_decoded(self) -> bool {
+        matches!(self, Self::Http | Self::Message | Self::Undecoded)
+    }
+
+    /// The type of the line for an event; `None` if there is none.
+    fn of(event: &Event<'_>) -> Option<Self> {
+        Some(match event {
+            Event::Opened(_) => Self::Connection,
+            Event::Data(_) => Self::Data,
+            Event::Lost(_) => Self::Lost,
+            Event::Closed(_) => Self::Close,
+            Event::Http(http) => match http.notice {
+                Notice::Finished(_) => Self::Http,
+                Notice::Message(..) => Self::Message,
+                Notice::Trouble(..) => Self::Undecoded,
+                // Their exchange comes later.
+                Notice::Began(_) | Notice::Response(_) => return None,
+            },
+        })
+    }
+}
+
 /// Writes events as JSON lines.
 #[derive(Debug)]
 pub struct JsonSink<W> {
     out: W,
+    /// Types of lines that are written.
+    types: Vec<LineType>,
     time: TimeFormat,
+    /// Room for [`ENCODED_AT_ONCE`] bytes in base64.
+    encoded: Box<[u8]>,
 }
 
 // Lines are put together by hand: a serializer would walk through every payload character by
@@ -34,12 +104,20 @@ impl<W: Write> JsonSink<W> {
     pub fn new(out: W) -> Self {
         Self {
             out,
+            types: LineType::ALL.to_vec(),
             time: TimeFormat::rfc3339(),
+            encoded: vec![0; ENCODED_AT_ONCE / 3 * 4].into(),
         }
     }
 
+    /// Writes only lines of these types.
+    pub fn only(mut self, types: Vec<LineType>) -> Self {
+        self.types = types;
+        self
+    }
+
     fn data(&mut self, data: &Data<'_>) -> io::Result<()> {
-        self.begin("data", data.time)?;
+        self.begin(LineType::Data, data.time)?;
         self.connection(data.pid, data.tid, data.comm, data.connection)?;
         write!(
             self.out,
@@ -62,7 +140,7 @@ impl<W: Write> JsonSink<W> {
     }
 
     fn lost(&mut self, lost: &Lost<'_>) -> io::Result<()> {
-        self.begin("lost", lost.time)?;
+        self.begin(LineType::Lost, lost.time)?;
         if let Some(place) = lost.place {
             write!(
                 self.out,
@@ -86,18 +164,18 @@ impl<W: Write> JsonSink<W> {
     fn http(&mut self, http: &Http<'_>) -> io::Result<()> {
         match http.notice {
             Notice::Finished(exchange) => {
-                self.begin("http", http.time)?;
+                self.begin(LineType::Http, http.time)?;
                 self.conversation(http)?;
                 self.members(&ExchangeJson::new(exchange, http.requests))
             }
             Notice::Message(exchange, message) => {
-                self.begin("message", http.time)?;
+                self.begin(LineType::Message, http.time)?;
                 self.conversation(http)?;
                 write!(self.out, r#","stream":{}"#, exchange.stream.0)?;
                 self.members(&MessageJson::alone(message))
             }
             Notice::Trouble(side, offset, trouble) => {
-                self.begin("undecoded", http.time)?;
+                self.begin(LineType::Undecoded, http.time)?;
                 self.conversation(http)?;
                 let (from, reason) = (
                     side_name(*side),
@@ -108,7 +186,6 @@ impl<W: Write> JsonSink<W> {
                     r#","from":"{from}","offset":{offset},"reason":{reason}}}"#
                 )
             }
-            // Their exchange comes later.
             Notice::Began(_) | Notice::Response(_) => Ok(()),
         }
     }
@@ -129,7 +206,7 @@ impl<W: Write> JsonSink<W> {
     }
 
     fn opened(&mut self, opened: &Opened<'_>) -> io::Result<()> {
-        self.begin("connection", opened.time)?;
+        self.begin(LineType::Connection, opened.time)?;
         self.connection(opened.pid, opened.tid, opened.comm, opened.connection)?;
         if let Some(address) = opened.local.or(opened.remote) {
             write!(self.out, r#","network":"{}""#, network(&address))?;
@@ -161,7 +238,7 @@ impl<W: Write> JsonSink<W> {
     }
 
     fn closed(&mut self, closed: &Closed<'_>) -> io::Result<()> {
-        self.begin("close", closed.time)?;
+        self.begin(LineType::Close, closed.time)?;
         self.connection(closed.pid, closed.tid, closed.comm, closed.connection)?;
         let [written, read] = closed.bytes;
         let cause = match closed.cause {
@@ -183,21 +260,19 @@ impl<W: Write> JsonSink<W> {
         )
     }
 
-    fn begin(&mut self, kind: &str, time: Timestamp) -> io::Result<()> {
+    fn begin(&mut self, line: LineType, time: Timestamp) -> io::Result<()> {
         let (second, nanoseconds) = self.time.second(time);
         write!(
             self.out,
-            r#"{{"type":"{kind}","time":"{second}.{nanoseconds:09}Z""#
+            r#"{{"type":"{}","time":"{second}.{nanoseconds:09}Z""#,
+            line.name()
         )
     }
 
     fn base64(&mut self, payload: &[u8]) -> io::Result<()> {
-        let mut encoded = [0; ENCODED_AT_ONCE / 3 * 4];
         for part in payload.chunks(ENCODED_AT_ONCE) {
-            let length = STANDARD
-                .encode_slice(part, &mut encoded)
-                .map_err(io::Error::other)?;
-            self.out.write_all(&encoded[..length])?;
+            let encoded = STANDARD.encode(part, Out::from_slice(&mut self.encoded));
+            self.out.write_all(encoded)?;
         }
         Ok(())
     }
@@ -205,6 +280,9 @@ impl<W: Write> JsonSink<W> {
 
 impl<W: Write> Sink for JsonSink<W> {
     fn event(&mut self, event: &Event<'_>) -> io::Result<()> {
+        if LineType::of(event).is_none_or(|line| !self.types.contains(&line)) {
+            return Ok(());
+        }
         match event {
             Event::Opened(opened) => self.opened(opened),
             Event::Data(data) => self.data(data),
@@ -238,6 +316,8 @@ impl fmt::Display for Text<'_> {
 mod tests {
     use std::time::Duration;
 
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
     use events::{Address, Agreed, Direction, Role};
     use proptest::prelude::*;
     use serde_json::Value;

@@ -231,6 +231,23 @@ mod tests {
     const KEYS: u32 = 0x0a;
     const PACKET: u32 = 6;
 
+    /// How long packets wait does not depend on a clock that can be set.
+    #[test]
+    fn steps_of_the_clock_hold_no_packet_back() {
+        let mut file = Vec::new();
+        let writer = PcapngWriter::new(&mut file, &Section::default(), &[]).unwrap();
+        let mut sink = PacketSink::new(writer);
+        for (time_ns, offset) in [(1000, 1 << 60), (2000, -(1 << 60)), (3000, i64::MIN)] {
+            sink.packet(&packet(time_ns, b"x"), offset).unwrap();
+        }
+        sink.release(2000 + PacketSink::<Vec<u8>>::HOLD_NS).unwrap();
+        assert_eq!(sink.totals().0.packets, 0, "nothing is flushed yet");
+        sink.flush().unwrap();
+        assert_eq!(sink.totals().0.packets, 2);
+        drop(sink);
+        assert_eq!(blocks(&file), [PACKET, PACKET]);
+    }
+
     #[test]
     fn packets_wait_for_keys_that_come_later() {
         let mut file = Vec::new();

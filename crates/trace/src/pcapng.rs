@@ -137,6 +137,11 @@ impl<W: Write> PcapngWriter<W> {
         self.end()
     }
 
+    /// What it was written to.
+    pub fn into_inner(self) -> W {
+        self.out
+    }
+
     /// Hands everything written so far on.
     pub fn flush(&mut self) -> io::Result<()> {
         self.out.flush()

@@ -63,6 +63,7 @@ pub struct TextSink<W> {
     style: PayloadStyle,
     palette: Palette,
     indent_json: bool,
+    withhold: bool,
     time: TimeFormat,
     /// The payload in hand, escaped.
     escaped: Vec<u8>,
@@ -76,6 +77,7 @@ impl<W: Write> TextSink<W> {
             style,
             palette,
             indent_json: false,
+            withhold: false,
             time: TimeFormat::time_of_day(zone),
             escaped: Vec::new(),
         }
@@ -84,6 +86,12 @@ impl<W: Write> TextSink<W> {
     /// Whether JSON in bodies is indented.
     pub fn indent_json(mut self, indent: bool) -> Self {
         self.indent_json = indent;
+        self
+    }
+
+    /// Whether plaintext that is not HTTP is only counted, because nobody knows what secrets are in it.
+    pub fn withhold_plaintext(mut self, withhold: bool) -> Self {
+        self.withhold = withhold;
         self
     }
 
@@ -147,6 +155,9 @@ impl<W: Write> TextSink<W> {
         }
         if data.truncated > 0 {
             write!(self.out, ", the rest not captured (--tsize)")?;
+        }
+        if self.withhold {
+            return writeln!(self.out, ", not shown{}", self.palette.reset);
         }
         writeln!(self.out, "{}", self.palette.reset)?;
 

@@ -352,6 +352,42 @@ mod tests {
         }
     }
 
+    /// The wall clock may be set while a capture runs: to the years 2001, 1677 (the first that there
+    /// is) and back.
+    #[test]
+    fn steps_of_the_clock_change_times_and_nothing_else() {
+        const STEPS: [i64; 4] = [1_000_000_000_000_000_000, i64::MIN, -1, 0];
+
+        let show = |offsets: [i64; 4]| {
+            let mut out = Vec::new();
+            let mut tracker = Tracker::new();
+            let (style, zone) = (PayloadStyle::Text, TimeZone::UTC);
+            let mut sink = TextSink::new(&mut out, style, Palette::PLAIN, zone);
+            for (number, offset) in (0..).zip(offsets) {
+                // Each second record was lost.
+                let record = data(header(1, 5), u64::from(number) * 4, number * 2, b"ab");
+                let record = Record::Data(record);
+                tracker.record(&record, offset, &mut sink).unwrap();
+            }
+            let mut text = String::from_utf8(out).unwrap();
+            let times: Vec<_> = text
+                .lines()
+                .filter(|line| line.contains("ca\\x1bddy"))
+                .map(|line| line.split(' ').next().unwrap().to_owned())
+                .collect();
+            for time in &times {
+                text = text.replace(time, "TIME");
+            }
+            (times, text, tracker.totals())
+        };
+        let (times, text, totals) = show(STEPS);
+        let (steady_times, steady_text, steady_totals) = show([0; 4]);
+        assert_eq!((text, totals), (steady_text, steady_totals));
+        assert_eq!(times.len(), 4 + 3, "records, and losses between them");
+        assert_eq!(times.last(), steady_times.last());
+        assert_ne!(times, steady_times);
+    }
+
     #[test]
     fn text_shows_who_wrote_and_read_what() {
         let answer = DataRecord {

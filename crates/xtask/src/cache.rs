@@ -71,6 +71,13 @@ pub fn entry(name: impl AsRef<Path>, build: impl FnOnce(&Path) -> Result<()>) ->
     Ok(path)
 }
 
+/// Removes an entry, so that it is built again.
+pub fn forget(name: impl AsRef<Path>) -> Result<()> {
+    let name = name.as_ref();
+    let _lock = Lock::take(name)?;
+    remove(&dir()?.join(name))
+}
+
 /// A lock between processes, held until it is dropped or its process dies.
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "holding it open is its use")] File);

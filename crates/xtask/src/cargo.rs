@@ -31,10 +31,16 @@ pub fn cargo() -> Command {
     command
 }
 
-/// Builds the optimised `ecapture`: its path.
-pub fn build_ecapture() -> Result<PathBuf> {
-    eprintln!("building ecapture (cargo build --release)");
-    run::visibly(cargo().args(["build", "--release", "--quiet", "--package", "ecapture"]))?;
+/// Builds a package's optimised program, which has the package's name: its path.
+pub fn build_release(package: &str) -> Result<PathBuf> {
+    eprintln!("building {package} (cargo build --release)");
+    run::visibly(cargo().args(["build", "--release", "--quiet", "--package", package]))?;
+    Ok(target_dir().join("release").join(package))
+}
+
+/// Where cargo puts what it builds.
+#[must_use]
+pub fn target_dir() -> PathBuf {
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
-    Ok(workspace().join(target).join("release/ecapture"))
+    workspace().join(target)
 }

@@ -4,39 +4,38 @@
 //! the machine's own by putting another suite in: the same mirror, keys and proxies, and nothing
 //! of the machine's own state is touched.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
+use crate::arch::Arch;
 use crate::{cache, run};
 
 /// A Debian mirror to use instead of the machine's own, for machines that aren't Debian's.
 const MIRROR_VARIABLE: &str = "ECAPTURE_DEBIAN_MIRROR";
 
 /// Downloads packages into `dir` (created): the `.deb` files.
-pub(crate) fn download(suite: &str, packages: &[String], dir: &Path) -> Result<Vec<PathBuf>> {
-    let config = private_apt(suite)?;
+pub(crate) fn download(
+    suite: &str,
+    arch: Arch,
+    packages: &[impl AsRef<OsStr>],
+    dir: &Path,
+) -> Result<Vec<PathBuf>> {
+    let config = private_apt(suite, arch)?;
     fs::create_dir_all(dir)?;
     run::output(
-        Command::new("apt-get")
-            .env("APT_CONFIG", &config)
+        apt("apt-get", &config)
             .args(["-qq", "download"])
             .args(packages)
             .current_dir(dir),
     )
-    .with_context(|| {
-        format!(
-            "{} of Debian {suite} can't be had from this machine's apt sources; \
-             set {MIRROR_VARIABLE} to the URL of a Debian mirror that has {suite}",
-            packages.join(", ")
-        )
-    })?;
-    let mut debs = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        debs.push(entry?.path());
-    }
+    .with_context(|| unavailable(suite, packages))?;
+    let debs = debs_in(dir)?;
     if debs.len() != packages.len() {
         bail!(
             "{}: expected {} packages, found {}",
@@ -48,22 +47,118 @@ pub(crate) fn download(suite: &str, packages: &[String], dir: &Path) -> Result<V
     Ok(debs)
 }
 
+/// Downloads packages and all that they depend on.
+pub(crate) fn download_with_dependencies(
+    suite: &str,
+    arch: Arch,
+    packages: &[&str],
+    dir: &Path,
+) -> Result<Vec<PathBuf>> {
+    let config = private_apt(suite, arch)?;
+    fs::create_dir_all(dir.join("partial"))?;
+    run::output(
+        apt("apt-get", &config)
+            .args(["-qq", "--yes", "--download-only", "--no-install-recommends"])
+            .args(["-o", "Debug::NoLocking=1", "-o"])
+            .arg(format!("Dir::Cache::archives={}/", dir.display()))
+            .arg("install")
+            .args(packages),
+    )
+    .with_context(|| unavailable(suite, packages))?;
+    debs_in(dir)
+}
+
+/// The packages that one depends on, without alternatives and virtual ones.
+pub(crate) fn dependencies(suite: &str, arch: Arch, package: &str) -> Result<Vec<String>> {
+    let config = private_apt(suite, arch)?;
+    let listed = run::output(apt("apt-cache", &config).args(["depends", "--important", package]))
+        .with_context(|| unavailable(suite, &[package]))?;
+    Ok(listed
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("Depends: "))
+        .filter(|name| !name.starts_with('<'))
+        .map(str::to_owned)
+        .collect())
+}
+
+/// Unpacks packages into `dir`, in the layout that Debian has now: `/bin` and `/lib` are links to
+/// the directories in `/usr`. Their scripts don't run.
+pub(crate) fn unpack(debs: &[PathBuf], dir: &Path) -> Result<()> {
+    for name in ["bin", "lib", "lib64", "sbin"] {
+        fs::create_dir_all(dir.join("usr").join(name))?;
+        let link = dir.join(name);
+        if !link.exists() {
+            symlink(Path::new("usr").join(name), &link)?;
+        }
+    }
+    for deb in debs {
+        const SCRIPT: &str = "dpkg-deb --fsys-tarfile \"$1\" | \
+                              tar --extract --keep-directory-symlink --directory \"$2\"";
+        run::output(
+            Command::new("sh")
+                .args(["-c", SCRIPT, "unpack"])
+                .arg(deb)
+                .arg(dir),
+        )?;
+    }
+    Ok(())
+}
+
+fn debs_in(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut debs = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "deb") {
+            debs.push(path);
+        }
+    }
+    debs.sort();
+    Ok(debs)
+}
+
+fn unavailable(suite: &str, packages: &[impl AsRef<OsStr>]) -> String {
+    let names: Vec<_> = packages
+        .iter()
+        .map(|name| name.as_ref().to_string_lossy())
+        .collect();
+    format!(
+        "{} of Debian {suite} can't be had from this machine's apt sources; \
+         set {MIRROR_VARIABLE} to the URL of a Debian mirror that has {suite}",
+        names.join(", ")
+    )
+}
+
+fn apt(program: &str, config: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.env("APT_CONFIG", config);
+    command
+}
+
 /// An apt configuration for the suite with its lists fetched: the path of its `apt.conf`.
-fn private_apt(suite: &str) -> Result<PathBuf> {
-    let name = format!("apt/{suite}");
-    let apt = cache::dir()?.join(&name);
+fn private_apt(suite: &str, arch: Arch) -> Result<PathBuf> {
+    // The lists are fetched once in the life of this process.
+    static UPDATED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+    let name = format!("apt/{suite}-{arch}");
+    let apt_dir = cache::dir()?.join(&name);
+    let config = apt_dir.join("apt.conf");
+    let mut updated = UPDATED.lock().unwrap_or_else(PoisonError::into_inner);
+    if updated.contains(&config) {
+        return Ok(config);
+    }
     let _lock = cache::Lock::take(Path::new(&name))?;
     for dir in ["state/lists/partial", "cache/archives/partial", "parts"] {
-        fs::create_dir_all(apt.join(dir))?;
+        fs::create_dir_all(apt_dir.join(dir))?;
     }
-    fs::write(apt.join("parts/suite.sources"), sources(suite)?)?;
-    fs::write(apt.join("status"), "")?;
-    let config = apt.join("apt.conf");
-    let root = apt.display();
+    fs::write(apt_dir.join("parts/suite.sources"), sources(suite)?)?;
+    fs::write(apt_dir.join("status"), "")?;
+    let root = apt_dir.display();
     fs::write(
         &config,
         format!(
-            "Dir::State \"{root}/state\";\n\
+            "APT::Architecture \"{arch}\";\n\
+             APT::Architectures {{ \"{arch}\"; }};\n\
+             Dir::State \"{root}/state\";\n\
              Dir::State::status \"{root}/status\";\n\
              Dir::Cache \"{root}/cache\";\n\
              Dir::Etc::SourceList \"{root}/none\";\n\
@@ -75,13 +170,10 @@ fn private_apt(suite: &str) -> Result<PathBuf> {
     )?;
     // One of several sources may lack the suite. What counts is whether the download succeeds,
     // but then this is what tells why it didn't.
-    if let Err(error) = run::output(
-        Command::new("apt-get")
-            .env("APT_CONFIG", &config)
-            .args(["-q", "update"]),
-    ) {
+    if let Err(error) = run::output(apt("apt-get", &config).args(["-q", "update"])) {
         eprintln!("{error:#}");
     }
+    updated.push(config.clone());
     Ok(config)
 }
 

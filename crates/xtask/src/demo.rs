@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Does all the set-up, captures for `seconds`, and shows it. An error if nothing was captured.
 pub fn run(seconds: u32) -> Result<()> {
     setup::ensure(Group::Demo)?;
-    let ecapture = cargo::build_ecapture()?;
+    let ecapture = cargo::build_release("ecapture")?;
     let https = matrix::binary(GoRelease::NEWEST, Variant::Default, Program::Https)?;
 
     // Ctrl-C reaches ecapture too, as it is in our process group: it writes its summary, and we

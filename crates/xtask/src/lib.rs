@@ -13,18 +13,25 @@
 
 #![forbid(unsafe_code)]
 
+pub mod arch;
 pub mod bench;
 pub mod big;
 pub mod cache;
 pub mod cargo;
+mod clock_steps;
 mod debian;
 pub mod demo;
 mod dependencies;
+pub mod dist;
 pub mod fuzz;
 pub mod matrix;
 pub mod process;
 pub mod run;
 pub mod setup;
+pub mod soak;
+pub mod standalone;
+pub mod static_build;
 pub mod test;
 pub mod toolchain;
 pub mod tools;
+pub mod vm;

@@ -212,7 +212,7 @@ impl Variant {
         }
     }
 
-    const fn flags(self) -> &'static [&'static str] {
+    pub(crate) const fn flags(self) -> &'static [&'static str] {
         match self {
             Self::Default | Self::Arm64 => &[],
             Self::Stripped => &["-ldflags=-s -w", "-trimpath"],
@@ -438,25 +438,19 @@ fn directory_name() -> Result<String> {
         hash.update(format!("{variant}{:?}", variant.flags()).as_bytes());
     }
     for program in Program::ALL {
-        let dir = program.source();
-        let mut files = fs::read_dir(&dir)
-            .and_then(|entries| {
-                entries
-                    .map(|e| Ok(e?.path()))
-                    .collect::<Result<Vec<_>, _>>()
-            })
-            .with_context(|| format!("{}: no source of a test program", dir.display()))?;
-        files.sort();
-        for file in files {
-            hash.update(file.file_name().unwrap_or_default().as_encoded_bytes());
-            hash.update(&fs::read(&file).with_context(|| file.display().to_string())?);
-        }
+        hash.update_with_files(&program.source())?;
     }
-    Ok(format!("binaries-{:016x}", hash.0))
+    Ok(format!("binaries-{hash}"))
 }
 
 /// FNV-1a, 64 bits: the same in every build, unlike the standard library's hash.
-struct Fnv(u64);
+pub(crate) struct Fnv(pub(crate) u64);
+
+impl fmt::Display for Fnv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
 
 impl Default for Fnv {
     fn default() -> Self {
@@ -466,7 +460,7 @@ impl Default for Fnv {
 
 impl Fnv {
     /// Adds a part and its length, so that parts don't run together.
-    fn update(&mut self, part: &[u8]) {
+    pub(crate) fn update(&mut self, part: &[u8]) {
         for byte in part
             .iter()
             .copied()
@@ -474,6 +468,23 @@ impl Fnv {
         {
             self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
         }
+    }
+
+    /// Adds the names and contents of a program's source files.
+    pub(crate) fn update_with_files(&mut self, dir: &Path) -> Result<()> {
+        let mut files = fs::read_dir(dir)
+            .and_then(|entries| {
+                entries
+                    .map(|e| Ok(e?.path()))
+                    .collect::<Result<Vec<_>, _>>()
+            })
+            .with_context(|| format!("{}: no source of a test program", dir.display()))?;
+        files.sort();
+        for file in files {
+            self.update(file.file_name().unwrap_or_default().as_encoded_bytes());
+            self.update(&fs::read(&file).with_context(|| file.display().to_string())?);
+        }
+        Ok(())
     }
 }
 

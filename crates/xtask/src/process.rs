@@ -6,12 +6,23 @@ use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use std::{fmt, io};
+use std::{env, fmt, io};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal};
 
 use crate::run;
+
+/// A time limit of a test on this machine: `limit`, or as many times that as the variable
+/// `ECAPTURE_TEST_PATIENCE` says, which is for machines that are slow because they are emulated.
+#[must_use]
+pub fn patient(limit: Duration) -> Duration {
+    let factor = env::var("ECAPTURE_TEST_PATIENCE")
+        .ok()
+        .and_then(|factor| factor.parse().ok())
+        .unwrap_or(1);
+    limit.saturating_mul(factor)
+}
 
 /// One of a child's outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +87,7 @@ impl Child {
     }
 
     /// Waits for a line (without its newline) that `matches` accepts, among those already printed
-    /// too. An error if the stream ends or the time is up first.
+    /// too. An error if the stream ends or the time is up first; see [`patient`].
     pub fn wait_for_line(
         &self,
         stream: Stream,
@@ -84,6 +95,7 @@ impl Child {
         mut matches: impl FnMut(&str) -> bool,
     ) -> Result<String> {
         let collector = self.collector(stream);
+        let timeout = patient(timeout);
         let deadline = Instant::now() + timeout;
         let mut checked = 0;
         let mut output = collector.lock();
@@ -160,9 +172,10 @@ impl Child {
     }
 
     /// Closes its standard input and waits for its end. An error, and the program killed, if
-    /// the time is up first; the exit status is the caller's to judge.
+    /// the time is up first ([`patient`]); the exit status is the caller's to judge.
     pub fn finish(mut self, timeout: Duration) -> Result<Finished> {
         self.close_stdin();
+        let timeout = patient(timeout);
         let deadline = Instant::now() + timeout;
         // The end of both outputs is what can be waited for; normally it is the program's end.
         for collector in [&self.stdout, &self.stderr] {

@@ -57,6 +57,13 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|file| is_executable(file))
 }
 
+/// A command that may be where [`find`] looks for it.
+pub fn command(program: &str) -> Result<Command> {
+    find(program)
+        .map(Command::new)
+        .with_context(|| format!("{program} is not installed"))
+}
+
 fn is_executable(file: &Path) -> bool {
     file.metadata()
         .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)

@@ -16,6 +16,8 @@ pub enum Group {
     Demo,
     /// Run every test.
     Test,
+    /// Run tests in virtual machines.
+    Vm,
 }
 
 /// One thing that a chore needs.
@@ -89,6 +91,20 @@ const NEEDS: &[Need] = &[
     need(Group::Test, Sign::Program("caddy"), &["caddy"]),
     need(Group::Test, Sign::Program("etcd"), &["etcd-server"]),
     need(Group::Test, Sign::Program("etcdctl"), &["etcd-client"]),
+    need(
+        Group::Vm,
+        Sign::Program("qemu-system-x86_64"),
+        &["qemu-system-x86"],
+    ),
+    need(
+        Group::Vm,
+        Sign::Program("qemu-system-aarch64"),
+        &["qemu-system-arm"],
+    ),
+    need(Group::Vm, Sign::Program("mkfs.ext4"), &["e2fsprogs"]),
+    need(Group::Vm, Sign::Program("depmod"), &["kmod"]),
+    need(Group::Vm, Sign::Program("cpio"), &["cpio"]),
+    need(Group::Vm, Sign::Program("xz"), &["xz-utils"]),
     Need {
         group: Group::Test,
         sign: Sign::Program("bpftool"),

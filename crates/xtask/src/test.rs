@@ -12,7 +12,7 @@ use crate::cargo::{cargo, workspace};
 use crate::matrix::{self, GoRelease, Program};
 use crate::setup::{self, Group};
 use crate::toolchain::Toolchain;
-use crate::{cache, dependencies, run};
+use crate::{bench, cache, dependencies, run, standalone};
 
 /// What to run of it
 #[derive(Args, Clone, Debug, Default)]
@@ -164,10 +164,16 @@ fn gofmt() -> Result<()> {
     let gofmt = Toolchain::ensure(GoRelease::NEWEST)?
         .goroot()
         .join("bin/gofmt");
-    let sources: Vec<PathBuf> = Program::ALL
+    let mut sources: Vec<PathBuf> = Program::ALL
         .iter()
         .map(|program| program.source())
+        .chain(
+            standalone::Program::ALL
+                .iter()
+                .map(|program| program.source()),
+        )
         .collect();
+    sources.push(bench::load_source());
     let wrong = run::output(Command::new(gofmt).arg("-l").args(sources))?;
     if !wrong.is_empty() {
         bail!("not formatted by gofmt:\n{wrong}");

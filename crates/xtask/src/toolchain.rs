@@ -12,6 +12,7 @@ use std::{env, fmt, io};
 
 use anyhow::{Context, Result, bail};
 
+use crate::arch::Arch;
 use crate::matrix::GoRelease;
 use crate::{cache, debian, run};
 
@@ -169,7 +170,7 @@ fn unpack_debs(release: GoRelease, suite: &str, dir: &Path) -> Result<()> {
         format!("golang-{release}-src"),
     ];
     let download = dir.join("download");
-    for deb in debian::download(suite, &packages, &download)? {
+    for deb in debian::download(suite, Arch::Amd64, &packages, &download)? {
         run::output(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(dir))?;
     }
     Ok(fs::remove_dir_all(&download)?)

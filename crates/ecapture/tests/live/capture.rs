@@ -24,6 +24,9 @@ pub(crate) fn ecapture() -> Command {
     command
 }
 
+/// JSON lines without what is decoded.
+const PLAINTEXT: [&str; 4] = ["--format", "json", "--events", "connection,data,lost,close"];
+
 /// A running capture. Dropping it kills it.
 #[derive(Debug)]
 pub(crate) struct Capture {
@@ -38,14 +41,17 @@ impl Capture {
     /// Captures from every process that runs the file, as JSON lines.
     pub(crate) fn of(path: &Path, flags: &str) -> Result<Self> {
         let mut command = ecapture();
-        command.args(["gotls", "--format", "json", "-e"]).arg(path);
+        command.arg("gotls").args(PLAINTEXT).arg("-e").arg(path);
         Self::spawn(command.args(flags.split_whitespace()))
     }
 
     /// Captures from a process, as JSON lines.
     pub(crate) fn of_pid(pid: u32, flags: &str) -> Result<Self> {
         let mut command = ecapture();
-        command.args(["gotls", "--format", "json", "--pid", &pid.to_string()]);
+        command
+            .arg("gotls")
+            .args(PLAINTEXT)
+            .args(["--pid", &pid.to_string()]);
         Self::spawn(command.args(flags.split_whitespace()))
     }
 
@@ -54,7 +60,7 @@ impl Capture {
     pub(crate) fn into_file(path: &Path, flags: &str) -> Result<Self> {
         let file = tempfile::tempfile()?;
         let mut command = ecapture();
-        command.args(["gotls", "--format", "json", "-e"]).arg(path);
+        command.arg("gotls").args(PLAINTEXT).arg("-e").arg(path);
         command.args(flags.split_whitespace());
         let child = Child::spawn_to(&mut command, file.try_clone()?.into())?;
         let mut capture = Self::attached(child)?;
@@ -89,6 +95,12 @@ impl Capture {
     pub(crate) fn wait_for_data(&self) -> Result<()> {
         self.child
             .wait_for_line(Stream::Stdout, LONG, |line| line.contains(r#""data""#))?;
+        Ok(())
+    }
+
+    /// Waits for a line of its output.
+    pub(crate) fn wait_for_line(&self, wanted: impl FnMut(&str) -> bool) -> Result<()> {
+        self.child.wait_for_line(Stream::Stdout, LONG, wanted)?;
         Ok(())
     }
 
@@ -173,8 +185,37 @@ impl Summary {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub(crate) enum Line {
+    Connection(Opened),
     Data(Data),
     Lost(Lost),
+    Close(Closed),
+}
+
+/// What a connection connects, and what its ends agreed on.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct Opened {
+    pub(crate) conn: u64,
+    pub(crate) network: Option<String>,
+    pub(crate) local: Option<String>,
+    pub(crate) remote: Option<String>,
+    pub(crate) fd: Option<u32>,
+    pub(crate) role: Option<String>,
+    pub(crate) tls_version: Option<String>,
+    pub(crate) cipher_suite: Option<String>,
+    pub(crate) resumed: Option<bool>,
+    pub(crate) sni: Option<String>,
+    pub(crate) alpn: Option<String>,
+    pub(crate) from_start: bool,
+}
+
+/// The end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct Closed {
+    pub(crate) conn: u64,
+    pub(crate) cause: String,
+    pub(crate) written: u64,
+    pub(crate) read: u64,
+    pub(crate) duration_ns: u64,
 }
 
 /// Plaintext of a call, or of a part of a long one.
@@ -192,6 +233,7 @@ pub(crate) struct Data {
     pub(crate) call_length: u64,
     #[serde(default)]
     pub(crate) truncated: u64,
+    pub(crate) goroutine: Option<u64>,
     data_base64: String,
     #[serde(skip)]
     pub(crate) payload: Vec<u8>,
@@ -294,6 +336,7 @@ impl Captured {
                 {
                     continue;
                 }
+                Line::Connection(_) | Line::Close(_) => continue,
                 Line::Lost(lost) => anyhow::bail!("{lost:?}, {:?}", self.summary),
             };
             let pid = *pids.entry(data.conn).or_insert(data.pid);

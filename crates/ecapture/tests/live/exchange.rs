@@ -126,6 +126,11 @@ impl Exchange {
 
     /// Waits for its end, which must be a good one: it has checked what it received.
     pub(crate) fn finish(self) -> Result<Log> {
+        Ok(self.finish_with_done()?.0)
+    }
+
+    /// The same, with what else its last line says.
+    pub(crate) fn finish_with_done(self) -> Result<(Log, serde_json::Value)> {
         Log::of(&self.child.finish(LONG)?.success()?)
     }
 }
@@ -162,7 +167,7 @@ pub(crate) struct FailedWrite {
 }
 
 impl Log {
-    fn of(finished: &Finished) -> Result<Self> {
+    fn of(finished: &Finished) -> Result<(Self, serde_json::Value)> {
         let mut streams = Vec::new();
         let mut done = None;
         for line in finished.stdout_text().lines() {
@@ -176,7 +181,7 @@ impl Log {
         let done = done.context("the program says nothing of being done")?;
         ensure!(done["ok"] == true, "the program saw wrong data: {done}");
         let pid = serde_json::from_value(done["pid"].clone())?;
-        Ok(Self { pid, streams })
+        Ok((Self { pid, streams }, done))
     }
 
     /// The connections, each with both directions.

@@ -7,6 +7,7 @@ use std::process::Output;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use xtask::matrix::{self, GoRelease, Program, Variant};
+use xtask::standalone;
 
 use crate::capture::ecapture;
 use crate::wrong_input::{WRONG_INPUT, refused};
@@ -77,8 +78,45 @@ fn text_names_the_functions_their_probes_and_why() -> Result<()> {
         "the one call of runtime.memmove",
         "push of the frame pointer behind the stack check",
         "data.ptr in %rcx, data.len in %rdi",
+        "connections   addresses are known of TCP and Unix sockets, also below *tls.Conn,",
     ] {
         assert!(text.contains(expected), "{expected:?} is not in\n{text}");
+    }
+    Ok(())
+}
+
+/// Of the program's own wrappers, those are listed that prove where they lead, and no other.
+#[test]
+#[ignore = "needs the test binaries: run `cargo xtask test`"]
+fn wrappers_that_are_followed_are_named() -> Result<()> {
+    for release in [GoRelease::OLDEST, GoRelease::Go1_19, GoRelease::NEWEST] {
+        for variant in [
+            Variant::StrippedPie,
+            Variant::Arm64,
+            Variant::Arm64StrippedPie,
+        ] {
+            let path = standalone::Program::Connections.binary(release, variant)?;
+            let found = json(&path)?;
+            assert_eq!(found["goroutine_ids"], true, "{found}");
+            let wrappers = found["connections"]["wrappers"].as_array();
+            let mut own: Vec<_> = wrappers
+                .context("wrappers")?
+                .iter()
+                .filter_map(|name| name.as_str())
+                .filter(|name| name.contains("main."))
+                .collect();
+            own.sort_unstable();
+            let expected = [
+                "*main.base",
+                "*main.countingConn",
+                "*main.labelledConn",
+                "*main.valueConn",
+                "main.base",
+                "main.labelledConn",
+                "main.valueConn",
+            ];
+            assert_eq!(own, expected, "Go {release}, {variant}");
+        }
     }
     Ok(())
 }

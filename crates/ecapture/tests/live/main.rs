@@ -7,15 +7,21 @@
 //! is ecapture and what it showed; a test compares the two.
 #![forbid(unsafe_code)]
 
+mod accounting;
 mod capture;
+mod connections;
 mod decryption;
 mod doctor;
+mod event_address;
 mod exact;
 mod exchange;
+mod faults;
 mod harmless;
+mod http;
 mod https;
 mod incomplete;
 mod inspect;
+mod kernel;
 mod keylog;
 mod keylog_file;
 mod list;
@@ -23,8 +29,10 @@ mod many;
 mod output;
 mod payload;
 mod pcap;
+mod plain;
 mod privileges;
 mod process;
+mod recording;
 mod third_party;
 mod wireshark;
 mod wrong_input;

@@ -10,10 +10,10 @@ use xtask::process::{Child, Stream};
 use crate::capture::{Capture, Signal, ecapture};
 use crate::exchange::{LONG, Program};
 
-/// `ecapture gotls -e PROGRAM` with these flags, which shows text.
+/// `ecapture gotls --raw -e PROGRAM` with these flags, which shows calls as text.
 fn text(program: &Program, flags: &str) -> Command {
     let mut command = ecapture();
-    command.args(["gotls", "-e"]).arg(program.path());
+    command.args(["gotls", "--raw", "-e"]).arg(program.path());
     command.args(flags.split_whitespace());
     command
 }
@@ -31,8 +31,18 @@ fn shown(capture_flags: &str, flags: &str) -> Result<String> {
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn text_has_a_header_line_and_the_payload() -> Result<()> {
     let shown = shown("", "-payload text -sizes 600")?;
-    let headers: Vec<_> = shown.lines().filter(|line| is_header(line)).collect();
+    let (headers, ends): (Vec<_>, Vec<_>) = shown
+        .lines()
+        .filter(|line| is_header(line))
+        .partition(|line| line.ends_with("600 bytes"));
     assert_eq!(headers.len(), 4, "two ends, two messages:\n{shown}");
+    for begin in [" opened: client 127.0.0.1:", " opened: server 127.0.0.1:"] {
+        let begins = ends.iter().filter(|line| line.contains(begin));
+        assert_eq!(begins.count(), 1, "{begin}\n{shown}");
+    }
+    let totals = ": 600 bytes written, 600 bytes read";
+    let closed = |line: &str| line.contains(" closed after ") && line.ends_with(totals);
+    assert!(ends.iter().any(|line| closed(line)), "{shown}");
     for header in headers {
         assert!(header.ends_with("600 bytes"), "{header}");
         let arrow = header.contains(" → write ") || header.contains(" ← read ");

@@ -12,6 +12,7 @@ use xtask::process::Child;
 
 use crate::capture::{Capture, ecapture};
 use crate::exchange::{LONG, NOBODY, Program};
+use crate::kernel;
 use crate::wrong_input::{FAILED, refused};
 
 /// Capabilities by name, as setpriv(1) knows them.
@@ -45,14 +46,8 @@ const MODES: [(&str, &[&str]); 3] = [
 /// What uprobes take on this kernel: before multi-uprobe links, kernels differ in whether
 /// CAP_PERFMON is enough.
 fn on_this_kernel<'a>(capabilities: &[&'a str]) -> Result<Vec<&'a str>> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let mut numbers = release.split('.').map(|number| number.parse::<u32>());
-    let version = match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => (major, minor),
-        _ => (0, 0),
-    };
     let mut capabilities = capabilities.to_vec();
-    if version < (6, 10) {
+    if kernel::version()? < (6, 10) {
         capabilities.retain(|name| !TRACE.contains(name));
         capabilities.push("sys_admin");
     }

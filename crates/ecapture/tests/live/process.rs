@@ -202,8 +202,10 @@ fn lines_name_process_and_thread() -> Result<()> {
     target.wait_until_done()?;
     let captured = capture.stop()?;
     for line in captured.lines() {
-        let Line::Data(data) = line? else {
-            anyhow::bail!("lost something")
+        let data = match line? {
+            Line::Data(data) => data,
+            Line::Connection(_) | Line::Close(_) => continue,
+            Line::Lost(_) => anyhow::bail!("lost something"),
         };
         assert_eq!((data.pid, data.comm.as_str()), (target.pid(), "exchange"));
         let thread = format!("/proc/{}/task/{}", data.pid, data.tid);

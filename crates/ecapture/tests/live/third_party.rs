@@ -132,20 +132,20 @@ fn etcd_and_etcdctl_over_grpc() -> Result<()> {
 }
 
 /// The full path of a program.
-fn program(name: &str) -> Result<PathBuf> {
+pub(crate) fn program(name: &str) -> Result<PathBuf> {
     xtask::run::find(name).with_context(|| format!("{name} is missing: run `cargo xtask test`"))
 }
 
 /// A port that was free just now.
-fn free_port() -> Result<u16> {
+pub(crate) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// A directory with a certificate for `localhost` and its key.
-struct Site(TempDir);
+pub(crate) struct Site(TempDir);
 
 impl Site {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let site = Self(tempfile::tempdir()?);
         xtask::run::output(
             Command::new(program("openssl")?)
@@ -161,7 +161,7 @@ impl Site {
         Ok(site)
     }
 
-    fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+    pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.0.path().join(name)
     }
 }

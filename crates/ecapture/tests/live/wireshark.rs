@@ -71,6 +71,8 @@ impl Tcpdump {
 pub(crate) struct Recording {
     file: PathBuf,
     ports: Vec<u16>,
+    /// Whether TLS goes to these ports.
+    encrypted: bool,
     _dir: TempDir,
 }
 
@@ -92,7 +94,16 @@ impl Recording {
         Self {
             file,
             ports: ports.into(),
+            encrypted: true,
             _dir: dir,
+        }
+    }
+
+    /// A file below `dir`, in which plaintext goes to these ports.
+    pub(crate) fn plain(dir: TempDir, file: PathBuf, ports: &[u16]) -> Self {
+        Self {
+            encrypted: false,
+            ..Self::new(dir, file, ports)
         }
     }
 
@@ -172,7 +183,7 @@ impl Recording {
             .args(["-n", "-r"])
             .arg(&self.file)
             .args(["-o", preference, "-Y", filter, "-T", "json"]);
-        for port in &self.ports {
+        for port in self.ports.iter().filter(|_| self.encrypted) {
             command.args(["-d", &format!("tcp.port=={port},tls")]);
         }
         for field in fields {

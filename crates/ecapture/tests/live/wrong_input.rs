@@ -233,6 +233,32 @@ fn without_privileges_it_says_which_are_missing() -> Result<()> {
 }
 
 #[test]
+fn options_that_contradict_each_other() -> Result<()> {
+    for (options, says) in [
+        ("--raw --format json", "--raw"),
+        ("--indent-json --format json", "--indent-json"),
+        ("--raw --indent-json", "--indent-json"),
+        ("--events http", "--format json"),
+        ("--raw --redact default", "--redact"),
+        (
+            "--format json --events data,http --redact default",
+            "--redact",
+        ),
+        ("--format json --events lost --redact default", "--redact"),
+        ("--raw --max-body 100", "--max-body"),
+        ("--har - --format json", "--har"),
+        ("-m keylog --redact default", "--redact"),
+        ("-m pcap --redact default", "--redact"),
+        ("-m pcap --har x.har", "--har"),
+    ] {
+        let mut command = ecapture();
+        command.args(["gotls", "-e", "/bin/true"]);
+        refused(command.args(options.split(' ')), WRONG_INPUT, says)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn hex_does_not_go_with_json() -> Result<()> {
     let mut command = ecapture();
     command.args(["gotls", "-e", "/bin/true", "--hex", "--format", "json"]);
@@ -258,7 +284,6 @@ fn impossible_buffer_sizes() -> Result<()> {
 #[test]
 fn command_lines_that_make_no_sense() -> Result<()> {
     for (arguments, says) in [
-        ("gotls", "--elfpath"),
         ("gotls --pid 0", "--pid"),
         ("gotls --pid -1", "-1"),
         ("gotls --pid many", "many"),
@@ -267,7 +292,7 @@ fn command_lines_that_make_no_sense() -> Result<()> {
         ("gotls -e /bin/true --tsize -1", "-1"),
         ("gotls -e /bin/true --format xml", "xml"),
         ("gotls -e /bin/true -m key2", "key2"),
-        ("gotls -e /bin/true --uid root", "root"),
+        ("gotls -e /bin/true --uid no-such-user", "no such user"),
         ("gotls -e /bin/true --no-such-flag", "--no-such-flag"),
         ("openssl", "openssl"),
         ("inspect", "PATH"),

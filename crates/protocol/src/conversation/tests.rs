@@ -17,7 +17,7 @@ struct Told {
 impl Told {
     fn take(&mut self, event: ConversationEvent<'_>) {
         match event {
-            ConversationEvent::Protocol(protocol) => self.protocols.push(protocol),
+            ConversationEvent::Protocol(protocol, _) => self.protocols.push(protocol),
             ConversationEvent::Raw(direction, offset, bytes) => {
                 let raw = &mut self.raw[direction.index()];
                 assert_eq!(offset, raw.len() as u64);

@@ -121,7 +121,6 @@ impl Table {
     }
 
     /// Size of what is held, in bytes.
-    #[cfg(test)]
     pub(super) fn size(&self) -> usize {
         self.size
     }

@@ -44,6 +44,14 @@ pub(super) enum Step<'a> {
 }
 
 impl Chunked {
+    /// Bytes of memory.
+    pub(super) fn held(&self) -> usize {
+        match &self.0 {
+            State::Trailers(trailers) => trailers.capacity(),
+            _ => 0,
+        }
+    }
+
     /// Before the first chunk.
     pub(super) fn new() -> Self {
         Self(State::Size(SizeLine::default()))

@@ -71,6 +71,11 @@ pub(super) struct Asking {
 }
 
 impl Pairing {
+    /// Bytes of memory.
+    pub(super) fn held(&self) -> usize {
+        self.queue.capacity() * size_of::<Outstanding>()
+    }
+
     /// Of a connection that is seen from its beginning, or not.
     pub(super) fn new(from_beginning: bool) -> Self {
         Self {

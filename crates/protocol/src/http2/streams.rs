@@ -79,6 +79,12 @@ pub(super) struct Streams {
 }
 
 impl Streams {
+    /// Bytes of memory.
+    pub(super) fn held(&self) -> usize {
+        self.live.capacity() * size_of::<(u32, Stream)>()
+            + self.closed.capacity() * size_of::<u32>()
+    }
+
     /// Of a connection that is seen from its beginning.
     pub(super) fn new() -> Self {
         Self {

@@ -115,6 +115,11 @@ pub(super) struct Found {
 }
 
 impl Search {
+    /// Bytes of memory.
+    pub(super) fn held(&self) -> usize {
+        self.window.capacity()
+    }
+
     pub(super) fn new(side: Side, max_length: Option<u32>) -> Self {
         Self {
             side,
@@ -175,12 +180,6 @@ impl Search {
             offset: self.offset,
             at: 0,
         })
-    }
-
-    /// How many bytes are held.
-    #[cfg(test)]
-    pub(super) fn held(&self) -> usize {
-        self.window.len()
     }
 
     /// Whether a chain of frames begins with `bytes`.

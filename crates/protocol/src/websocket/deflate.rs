@@ -56,6 +56,14 @@ pub(super) struct Inflater {
 }
 
 impl Inflater {
+    /// Bytes of memory that decompression takes: the window, codes and an output block.
+    const MEMORY: usize = 96 << 10;
+
+    /// Bytes of memory.
+    pub(super) fn held(&self) -> usize {
+        self.decompress.as_ref().map_or(0, |_| Self::MEMORY)
+    }
+
     pub(super) fn new(side: Side, extension: Extension) -> Self {
         Self {
             decompress: None,

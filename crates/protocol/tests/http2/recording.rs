@@ -147,8 +147,8 @@ async fn exchange(
         tokio::task::yield_now().await;
         out.send_reset(Reason::CANCEL);
     } else if !body.is_empty() {
-        out.send_data(body, number % 3 != 0).unwrap();
-        if number % 3 == 0 {
+        out.send_data(body, !number.is_multiple_of(3)).unwrap();
+        if number.is_multiple_of(3) {
             let mut trailers = HeaderMap::new();
             trailers.insert("x-check", number.into());
             out.send_trailers(trailers).unwrap();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 use xtask::matrix::GoRelease;
-use xtask::process::Stream;
+use xtask::process::{Stream, patient};
 
 use super::well_formed::assert_clean;
 use super::{Captured, PacketCapture, Summary, frames};
@@ -44,7 +44,11 @@ fn a_reader_of_standard_output_sees_packets_soon() -> Result<()> {
         // How many packets a request takes depends on how acknowledgements are put together; the
         // opening of a connection alone takes three, and its keys a block.
         while blocks(&mut capture)?.len() < before + 5 {
-            ensure!(answered.elapsed() < SOON, "{:?}", blocks(&mut capture)?);
+            ensure!(
+                answered.elapsed() < patient(SOON),
+                "{:?}",
+                blocks(&mut capture)?
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -83,7 +87,7 @@ fn a_file_grows_while_we_run() -> Result<()> {
     client.wait_for_requests(1)?;
     let answered = Instant::now();
     while !blocks(&fs::read(capture.file())?)?.contains(&PACKET) {
-        ensure!(answered.elapsed() < SOON, "no packet");
+        ensure!(answered.elapsed() < patient(SOON), "no packet");
         std::thread::sleep(Duration::from_millis(10));
     }
     // In the middle of the traffic.
@@ -103,7 +107,7 @@ fn a_killed_capture_leaves_whole_blocks() -> Result<()> {
     run(&program, "-requests 2")?;
     let started = Instant::now();
     while !blocks(&fs::read(capture.file())?)?.contains(&PACKET) {
-        ensure!(started.elapsed() < SOON, "no packet");
+        ensure!(started.elapsed() < patient(SOON), "no packet");
         std::thread::sleep(Duration::from_millis(10));
     }
     let file = capture.file();

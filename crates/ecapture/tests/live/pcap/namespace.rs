@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use xtask::matrix::GoRelease;
+use xtask::process::patient;
 
 use super::well_formed::assert_clean;
 use super::{PacketCapture, assert_same_packets, ensure_decrypted};
@@ -161,7 +162,7 @@ fn nothing_of_ours_remains() -> Result<()> {
 
         capture()?.stop(&[])?;
         // The kernel takes its time with what a killed process leaves.
-        let deadline = Instant::now() + LONG;
+        let deadline = Instant::now() + patient(LONG);
         while held.exist()? || attached_to(namespace)? != before {
             ensure!(Instant::now() < deadline, "{signal:?}: {held:?} remain");
             std::thread::sleep(Duration::from_millis(5));
@@ -184,7 +185,7 @@ fn nothing_remains_after_the_targets_end() -> Result<()> {
     server.finish()?;
     capture.finish(&[])?;
     assert_eq!(attached_to(&namespaces.server)?, before);
-    let deadline = Instant::now() + LONG;
+    let deadline = Instant::now() + patient(LONG);
     while held.exist()? {
         ensure!(Instant::now() < deadline, "{held:?} remain");
         std::thread::sleep(Duration::from_millis(5));

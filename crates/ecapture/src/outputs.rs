@@ -1,0 +1,206 @@
+//! The outputs that were asked for: opened before anything is attached, begun when everything is.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use anyhow::{Context as _, anyhow};
+
+use crate::args::{Format, Mode, OutputArgs};
+use crate::event_output::EventAddress;
+use crate::failure::Failure;
+use crate::har_file::HarFile;
+use crate::keylog_mode::{self, Keys};
+use crate::pcap_mode::{Files, PacketFile};
+use crate::pipeline::{Destination, Output, Pipeline};
+use crate::plain_mode::PlainFile;
+use crate::recorder::{Context, Recorder, open_recording};
+use crate::secret_file::{create_secrets, open};
+use crate::text_mode::Plaintext;
+
+/// Files and connections, with nothing written to them yet: what can't begin must not cost the user
+/// what was there before.
+#[derive(Default)]
+pub(crate) struct Outputs {
+    ready: Vec<Box<dyn Output>>,
+    packets: Option<Files>,
+    plain: Option<(Destination, File)>,
+    har: Option<(Destination, File)>,
+    recording: Option<(Destination, File)>,
+}
+
+impl Outputs {
+    /// Opens what the arguments ask for, for a capture (`live`) or a replay. With a recording, nothing else is
+    /// written unless it is asked for.
+    pub(crate) fn open(
+        args: &OutputArgs,
+        mode: Mode,
+        recording: Option<&Path>,
+        live: bool,
+    ) -> Result<Self, Failure> {
+        check_combination(args, mode)?;
+        if recording.is_some() && !args.redact.is_empty() {
+            return Err(Failure::WrongInput(anyhow!(
+                "--redact can't mask what --record writes: use it with ecapture replay"
+            )));
+        }
+        let mut outputs = Self::default();
+        let alone = recording.is_none();
+        match mode {
+            Mode::Text => outputs.open_text(args, alone, live)?,
+            Mode::Keylog if alone || args.keylogfile.is_some() => {
+                let path = args.keylogfile.as_deref();
+                let keys = Keys::open(path.unwrap_or(Path::new(keylog_mode::DEFAULT_FILE)))?;
+                outputs.ready.push(Box::new(keys));
+            }
+            Mode::Pcap if alone || args.pcapfile.is_some() => {
+                outputs.packets = Some(Files::open(args)?);
+            }
+            Mode::Plain if alone || args.pcapfile.is_some() => {
+                let path = args.pcapfile.as_deref();
+                let path = path.unwrap_or(Path::new(crate::plain_mode::DEFAULT_FILE));
+                outputs.plain = Some(open(path, Destination::Packets, create_secrets)?);
+            }
+            Mode::Keylog | Mode::Pcap | Mode::Plain => {}
+        }
+        outputs.recording = recording.map(open_recording).transpose()?;
+        outputs.check_destinations()?;
+        Ok(outputs)
+    }
+
+    fn open_text(&mut self, args: &OutputArgs, alone: bool, live: bool) -> Result<(), Failure> {
+        self.har = args.har.as_deref().map(HarFile::open).transpose()?;
+        let taken = matches!(self.har, Some((Destination::Stdout, _)));
+        let wanted = args.format.is_some() || args.hex || args.raw;
+        let shown = wanted || (alone && args.eventaddr.is_none() && !taken);
+        if shown {
+            let output = Plaintext::on_stdout(args).context("standard output");
+            self.ready.push(Box::new(output.map_err(Failure::Runtime)?));
+        }
+        if let Some(events) = Plaintext::as_events(args, live, shown)? {
+            self.ready.push(Box::new(events));
+        }
+        Ok(())
+    }
+
+    /// Writes what each output begins with.
+    pub(crate) fn begin(self, args: &OutputArgs, context: &Context) -> Result<Pipeline, Failure> {
+        let begun = || -> io::Result<Pipeline> {
+            let mut outputs = self.ready;
+            if let Some(files) = self.packets {
+                outputs.push(Box::new(PacketFile::begin(files, context)?));
+            }
+            if let Some(file) = self.plain {
+                outputs.push(Box::new(PlainFile::begin(file, context)?));
+            }
+            if let Some(file) = self.har {
+                outputs.push(Box::new(HarFile::begin(file, args)?));
+            }
+            let recorder = self.recording.map(|file| Recorder::begin(file, context));
+            Ok(Pipeline::new(outputs, recorder.transpose()?))
+        };
+        begun()
+            .context("writing the file's beginning")
+            .map_err(Failure::Runtime)
+    }
+
+    /// Two outputs in one place would be no output.
+    fn check_destinations(&self) -> Result<(), Failure> {
+        let ready = self.ready.iter().map(|output| output.destination());
+        let files = self.packets.iter().flat_map(Files::destinations);
+        let plain = self.plain.iter().chain(&self.har).chain(&self.recording);
+        let all: Vec<_> = ready
+            .chain(files)
+            .chain(plain.map(|(destination, _)| destination))
+            .collect();
+        for (index, destination) in all.iter().enumerate() {
+            let same = |other: &&Destination| match destination {
+                Destination::Stdout => **other == Destination::Stdout,
+                _ => other.path().is_some() && other.path() == destination.path(),
+            };
+            if all[..index].iter().any(same) {
+                return Err(Failure::WrongInput(anyhow!(
+                    "two outputs can't both go to {destination}"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An option that would do nothing is refused.
+pub(crate) fn check_combination(args: &OutputArgs, mode: Mode) -> Result<(), Failure> {
+    let wrong = |error: &str| Err(Failure::WrongInput(anyhow!("{error}")));
+    if args.hex && args.format == Some(Format::Json) {
+        return wrong("--hex is for text; JSON lines carry payloads in base64");
+    }
+    let decoded = args.raw
+        || args.indent_json
+        || !args.events.is_empty()
+        || args.har.is_some()
+        || args.max_body.is_some();
+    if decoded && mode != Mode::Text {
+        return wrong(
+            "--raw, --indent-json, --events, --har and --max-body are for text mode, which shows plaintext",
+        );
+    }
+    if !args.redact.is_empty() && mode != Mode::Text {
+        return wrong("--redact is for text mode: packets and keys hold everything");
+    }
+    check_decoding(args)?;
+    if (args.hex || args.format.is_some()) && mode != Mode::Text {
+        return wrong("--hex and --format are for text mode, which shows plaintext");
+    }
+    if args.eventaddr.is_some() && mode != Mode::Text {
+        return wrong("--eventaddr is for text mode, which shows plaintext");
+    }
+    let rotates = args.eventroratesize.is_some() || args.eventroratetime.is_some();
+    if rotates && !matches!(args.eventaddr, Some(EventAddress::File(_))) {
+        return wrong("--eventroratesize and --eventroratetime go with --eventaddr and a file");
+    }
+    if args.keylogfile.is_some() && !matches!(mode, Mode::Keylog | Mode::Pcap) {
+        return wrong("--keylogfile is for keylog and pcap mode: add -m keylog or -m pcap");
+    }
+    if args.pcapfile.is_some() && !matches!(mode, Mode::Plain | Mode::Pcap) {
+        return wrong("--pcapfile is for pcap and plain mode: add -m pcap or -m plain");
+    }
+    Ok(())
+}
+
+/// An option that would do nothing, or would show what another one is to mask, is refused.
+fn check_decoding(args: &OutputArgs) -> Result<(), Failure> {
+    let wrong = |error: &str| Err(Failure::WrongInput(anyhow!("{error}")));
+    let json = args.format == Some(Format::Json);
+    let lines = json || args.eventaddr.is_some();
+    if json && (args.raw || args.indent_json) {
+        return wrong(
+            "--raw and --indent-json are for text; --events data selects plaintext in JSON lines",
+        );
+    }
+    if !lines && !args.events.is_empty() {
+        return wrong("--events is for JSON lines: add --format json or --eventaddr");
+    }
+    if args.raw && args.indent_json {
+        return wrong("--indent-json is for decoded bodies, and --raw decodes none");
+    }
+    if !args.redact.is_empty() && (args.raw || args.events.contains(&trace::LineType::Data)) {
+        return wrong(
+            "--redact masks header fields of decoded HTTP; --raw and --events data show everything",
+        );
+    }
+    let stdout = args.har.as_deref() == Some(Path::new("-"));
+    if stdout && (args.format.is_some() || args.raw || args.hex || args.indent_json) {
+        return wrong(
+            "--har - takes standard output for itself: name a file, or leave out --format, --raw, --hex and --indent-json",
+        );
+    }
+    let decoding = args.har.is_some()
+        || (args.eventaddr.is_some() && args.is_decoding(Format::Json))
+        || args.is_decoding(args.format.unwrap_or(Format::Text));
+    if !decoding && (!args.redact.is_empty() || args.max_body.is_some()) {
+        return wrong(
+            "--redact and --max-body are for decoded HTTP, of which nothing is asked for",
+        );
+    }
+    Ok(())
+}

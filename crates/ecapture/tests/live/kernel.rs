@@ -1,0 +1,39 @@
+//! What the kernel says of itself, of processes and of files.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+/// Of the running kernel: `(6, 12)`.
+pub(crate) fn version() -> Result<(u32, u32)> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split('.').map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+        _ => anyhow::bail!("{release} is no version"),
+    }
+}
+
+/// What a process has of memory that is not a file's (nor a ring buffer's), in bytes.
+pub(crate) fn anonymous_memory(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    let kib: u64 = kib.context("no RssAnon")?.parse()?;
+    Ok(kib * 1024)
+}
+
+/// How many file descriptors a process has.
+pub(crate) fn descriptors(pid: u32) -> Result<usize> {
+    Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
+}
+
+/// Whether the file is in a file system that is nowhere else than in memory, like that of an initramfs.
+pub(crate) fn is_in_memory(file: &Path) -> Result<bool> {
+    // include/uapi/linux/magic.h: TMPFS_MAGIC, RAMFS_MAGIC
+    let kind = rustix::fs::statfs(file)?.f_type;
+    Ok([0x0102_1994, 0x8584_58f6].contains(&kind))
+}

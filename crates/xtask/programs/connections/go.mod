@@ -1,0 +1,3 @@
+module connections
+
+go 1.15

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"crypto/tls"
+	"io"
+	"net"
+	"sync"
+	"time"
+)
+
+// pair is both ends of a connection.
+type pair struct {
+	client, server *tls.Conn
+}
+
+func connect(listener net.Listener, n int) []pair {
+	config := serverConfig()
+	pairs := make([]pair, n)
+	for i := range pairs {
+		accepted := make(chan *tls.Conn)
+		go func() {
+			raw, err := listener.Accept()
+			if err != nil {
+				fatal(err)
+			}
+			conn := tls.Server(raw, config)
+			if err := conn.Handshake(); err != nil {
+				fatal(err)
+			}
+			accepted <- conn
+		}()
+		client, err := tls.Dial("tcp", listener.Addr().String(), clientConfig())
+		if err != nil {
+			fatal(err)
+		}
+		pairs[i] = pair{client, <-accepted}
+	}
+	return pairs
+}
+
+// pingpong sends a message there and back, so many times on each connection,
+// after a warm-up that is not measured.
+func pingpong(listener net.Listener) map[string]any {
+	pairs := connect(listener, *conns)
+	warmUp := *count/10 + 1
+	for _, p := range pairs {
+		go echo(p.server)
+	}
+	turnAll(pairs, warmUp)
+	cpu, start := cpuTime(), time.Now()
+	turnAll(pairs, *count)
+	wall := time.Since(start)
+	cpu = cpuTime() - cpu
+	for _, p := range pairs {
+		p.client.Close()
+	}
+	turns := int64(*count) * int64(*conns)
+	return map[string]any{
+		"event":  "pingpong",
+		"ns":     wall.Nanoseconds(),
+		"cpu_ns": cpu.Nanoseconds(),
+		"turns":  turns,
+		// Everything is written and read once on its way there, and once on its way back.
+		"bytes": 4 * int64(*size) * (turns + int64(warmUp)*int64(*conns)),
+	}
+}
+
+func echo(conn *tls.Conn) {
+	buffer := make([]byte, *size)
+	for {
+		if _, err := io.ReadFull(conn, buffer); err != nil {
+			break // the client is done
+		}
+		if _, err := conn.Write(buffer); err != nil {
+			break
+		}
+	}
+	conn.Close()
+}
+
+func turnAll(pairs []pair, turns int) {
+	all(pairs, func(p pair) {
+		buffer := message(*size)
+		for i := 0; i < turns; i++ {
+			if _, err := p.client.Write(buffer); err != nil {
+				fatal(err)
+			}
+			if _, err := io.ReadFull(p.client, buffer); err != nil {
+				fatal(err)
+			}
+		}
+	})
+}
+
+// stream sends messages one way, so many on each connection, read into a
+// buffer of 64 KiB.
+func stream(listener net.Listener) map[string]any {
+	pairs := connect(listener, *conns)
+	total := int64(*count) * int64(*size)
+	cpu, start := cpuTime(), time.Now()
+	all(pairs, func(p pair) {
+		go func() {
+			data := message(*size)
+			for i := 0; i < *count; i++ {
+				if _, err := p.client.Write(data); err != nil {
+					fatal(err)
+				}
+			}
+		}()
+		buffer := make([]byte, 64<<10)
+		for left := total; left > 0; {
+			n, err := p.server.Read(buffer)
+			left -= int64(n)
+			if err != nil && left > 0 {
+				fatal(err)
+			}
+		}
+	})
+	wall := time.Since(start)
+	cpu = cpuTime() - cpu
+	for _, p := range pairs {
+		p.client.Close()
+		p.server.Close()
+	}
+	return map[string]any{
+		"event":  "stream",
+		"ns":     wall.Nanoseconds(),
+		"cpu_ns": cpu.Nanoseconds(),
+		"turns":  int64(*count) * int64(*conns),
+		"bytes":  2 * total * int64(*conns), // written and read
+	}
+}
+
+func all(pairs []pair, work func(pair)) {
+	var workers sync.WaitGroup
+	for _, p := range pairs {
+		workers.Add(1)
+		go func(p pair) {
+			defer workers.Done()
+			work(p)
+		}(p)
+	}
+	workers.Wait()
+}

@@ -1,0 +1,274 @@
+//! `cargo xtask vm`: the live tests on other kernels, and on the other architecture, in virtual
+//! machines that QEMU emulates. Needs neither root nor KVM.
+//!
+//! A machine gets a Debian kernel ([`kernel`]), Debian's tools ([`userland`]) and the tests, linked
+//! statically, with the Go programs that they capture from ([`payload`]): three read-only disks, which
+//! its init process lays over each other. What it says on its serial line is judged here
+//! ([`report`]).
+
+mod kernel;
+mod machine;
+mod payload;
+mod report;
+mod userland;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::arch::Arch;
+use crate::cargo::target_dir;
+use crate::run;
+use crate::setup::{self, Group};
+
+use kernel::Kernel;
+use machine::Machine;
+use payload::Payload;
+use report::{Report, print_table};
+
+/// Which kernels, and what to run on them
+#[derive(Args, Clone, Debug, Default)]
+pub struct Options {
+    /// The kernel; may be repeated [default: all]
+    #[arg(long, value_enum, value_name = "VERSION")]
+    pub kernel: Vec<Release>,
+    /// The processor architecture [default: this machine's]
+    #[arg(long, value_enum)]
+    pub arch: Option<Arch>,
+    /// How the kernel is set up; may be repeated [default: all]
+    #[arg(long, value_enum, value_name = "SETUP")]
+    pub condition: Vec<Condition>,
+    /// A few tests that use everything the kernel has to offer
+    #[arg(long, conflicts_with = "filter")]
+    pub quick: bool,
+    /// Keep the disks, and print the command that starts the machine
+    #[arg(long)]
+    pub keep: bool,
+    /// Fetch the newest packages even if the cache has some
+    #[arg(long)]
+    pub update: bool,
+    /// Only tests whose name contains one of these
+    pub filter: Vec<String>,
+}
+
+/// A kernel release, and the suite of Debian that has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Release {
+    /// Debian 11 (bullseye)
+    #[value(name = "5.10")]
+    Linux5_10,
+    /// Debian 12 (bookworm)
+    #[value(name = "6.1")]
+    Linux6_1,
+    /// Debian 13's, in Debian 12's backports
+    #[value(name = "6.12")]
+    Linux6_12,
+    /// The newest in Debian unstable
+    #[value(name = "sid")]
+    Newest,
+}
+
+impl Release {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Linux5_10 => "5.10",
+            Self::Linux6_1 => "6.1",
+            Self::Linux6_12 => "6.12",
+            Self::Newest => "sid",
+        }
+    }
+
+    const fn suite(self) -> &'static str {
+        match self {
+            Self::Linux5_10 => "bullseye",
+            Self::Linux6_1 => "bookworm",
+            Self::Linux6_12 => "bookworm-backports",
+            Self::Newest => "sid",
+        }
+    }
+}
+
+/// How a kernel is set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Condition {
+    /// As Debian's kernel comes
+    Plain,
+    /// Without BTF: `/sys/kernel/btf` is empty
+    NoBtf,
+    /// With `lockdown=integrity`, as under Secure Boot
+    Lockdown,
+}
+
+impl Condition {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::NoBtf => "no-btf",
+            Self::Lockdown => "lockdown",
+        }
+    }
+
+    /// What the kernel's command line says of it, for the kernel or our init process.
+    const fn command_line(self) -> &'static str {
+        match self {
+            Self::Plain => "",
+            Self::NoBtf => "ecapture.hide_btf",
+            Self::Lockdown => "lockdown=integrity",
+        }
+    }
+
+    /// What `ecapture doctor` has to say then.
+    const fn expected_fact(self) -> Option<&'static str> {
+        match self {
+            Self::Plain => None,
+            Self::NoBtf => Some("BTF not there"),
+            Self::Lockdown => Some("lockdown integrity"),
+        }
+    }
+
+    /// Whether it is tested with a kernel without being asked for: once with the oldest kernel and
+    /// once with the newest one says it all.
+    fn is_usual(self, release: Release) -> bool {
+        match self {
+            Self::Plain => true,
+            Self::NoBtf | Self::Lockdown => {
+                matches!(release, Release::Linux5_10 | Release::Newest)
+            }
+        }
+    }
+}
+
+/// Boots the machines one after the other and prints a table; an error if a test failed.
+pub fn run(options: &Options) -> Result<()> {
+    setup::ensure(Group::Vm)?;
+    let arch = options.arch.map_or_else(Arch::host, Ok)?;
+    let releases = if options.kernel.is_empty() {
+        Release::value_variants()
+    } else {
+        &options.kernel
+    };
+    let dir = target_dir().join("vm");
+    fs::create_dir_all(&dir)?;
+    let userland = userland::ensure(arch, options.update)?;
+    let kernels = releases
+        .iter()
+        .map(|&release| Ok((release, Kernel::ensure(release, arch, options.update)?)))
+        .collect::<Result<Vec<_>>>()?;
+    let payload = Payload::build(arch, &dir.join(format!("payload-{arch}.ext4")))?;
+
+    let mut reports = Vec::new();
+    for (release, kernel) in &kernels {
+        for condition in conditions(options, *release) {
+            let name = format!("{}-{arch}-{}", release.name(), condition.name());
+            let machine = Machine {
+                arch,
+                kernel,
+                disks: [&userland, payload.disk()],
+                command_line: command_line(options, condition),
+                log: dir.join(format!("{name}.log")),
+            };
+            if options.keep {
+                eprintln!("{}", run::shown(&machine.command()));
+            }
+            eprintln!("== Linux {} ({})", kernel.version(), condition.name());
+            let started = Instant::now();
+            let outcome = machine.run(limit(options));
+            let log = fs::read(&machine.log).unwrap_or_default();
+            let mut report = Report::new(
+                &format!("{} {}", kernel.version(), condition.name()),
+                &String::from_utf8_lossy(&log),
+                outcome,
+                started.elapsed(),
+            );
+            if let Some(fact) = condition.expected_fact() {
+                report.expect(fact);
+            }
+            report.print_failures(&machine.log);
+            reports.push(report);
+        }
+    }
+    if !options.keep {
+        payload.remove();
+    }
+    print_table(&reports);
+    if reports.iter().all(Report::passed) {
+        Ok(())
+    } else {
+        bail!(
+            "not everything passed; the machines' logs are in {}",
+            dir.display()
+        )
+    }
+}
+
+fn conditions(options: &Options, release: Release) -> Vec<Condition> {
+    if !options.condition.is_empty() {
+        return options.condition.clone();
+    }
+    Condition::value_variants()
+        .iter()
+        .copied()
+        .filter(|condition| condition.is_usual(release))
+        .filter(|condition| !options.quick || *condition == Condition::Plain)
+        .collect()
+}
+
+/// What our init process is told: which tests, and how the kernel is to be.
+fn command_line(options: &Options, condition: Condition) -> String {
+    let tests = if options.quick {
+        "ecapture.tests=quick".to_owned()
+    } else if options.filter.is_empty() && condition == Condition::Plain {
+        "ecapture.tests=all".to_owned()
+    } else if options.filter.is_empty() {
+        "ecapture.tests=some".to_owned()
+    } else {
+        format!("ecapture.tests={}", options.filter.join(","))
+    };
+    format!("{tests} {}", condition.command_line())
+}
+
+fn limit(options: &Options) -> Duration {
+    Duration::from_secs(if options.quick { 15 * 60 } else { 60 * 60 })
+}
+
+/// Makes a disk image with what `dir` holds; `spare` are bytes for what the file system needs.
+fn make_disk(dir: &Path, disk: &Path) -> Result<()> {
+    let kib: u64 = run::output(
+        Command::new("du")
+            .args(["--summarize", "--apparent-size", "-k"])
+            .arg(dir),
+    )?
+    .split_whitespace()
+    .next()
+    .and_then(|kib| kib.parse().ok())
+    .unwrap_or_default();
+    // Small files take whole blocks, and there are tables.
+    let size = kib * 5 / 4 + 16 * 1024;
+    run::output(
+        Command::new("mkfs.ext4")
+            .args([
+                "-q",
+                "-F",
+                "-O",
+                "^has_journal",
+                "-m",
+                "0",
+                "-N",
+                "40000",
+                "-d",
+            ])
+            .arg(dir)
+            .arg(disk)
+            .arg(format!("{size}k")),
+    )?;
+    Ok(())
+}
+
+/// The file of a package, wherever its suite puts it.
+fn first_existing(candidates: &[PathBuf]) -> Option<&PathBuf> {
+    candidates.iter().find(|path| path.exists())
+}
