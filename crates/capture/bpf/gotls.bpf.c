@@ -83,23 +83,31 @@ static __always_inline bool argument(const volatile struct target *target,
 	return false;
 }
 
-/* Only processes in this table, if asked for. */
+/* Look for the process in the table below; and capture from those that are not in it. */
 const volatile __u8 filter_by_process = 0;
+const volatile __u8 unlisted_processes_too = 0;
 
+/* The number of the executable that a process is captured as. A file that several overlays show has
+ * as many names, and a program on it for each; only one of them is to tell of a process. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1); /* set by user space */
 	__type(key, __u32);
-	__type(value, __u8);
+	__type(value, __u32);
 } wanted_processes SEC(".maps");
 
-/* Says who runs, and whether the user wants to see it. */
-static __always_inline bool wanted_process(struct process *process)
+/* Says who runs, and whether the user wants to see it; `number` is the executable's. */
+static __always_inline bool wanted_process(struct process *process, __u32 number)
 {
+	const __u32 *listed;
+
 	if (!current_process(process) || (filter_pid && process->pid != filter_pid) ||
 	    !wanted_user())
 		return false;
-	return !filter_by_process || bpf_map_lookup_elem(&wanted_processes, &process->pid);
+	if (!filter_by_process)
+		return true;
+	listed = bpf_map_lookup_elem(&wanted_processes, &process->pid);
+	return listed ? *listed == number : unlisted_processes_too;
 }
 
 /* One call of Write or Read, or what is left of it. */
@@ -356,7 +364,7 @@ static __always_inline void capture(enum direction direction, __u64 conn, __u64 
 	/* A Go slice's length is an int: a larger number is not a length. */
 	if (!length || length >> 63)
 		return;
-	if (!wanted_process(&call.process))
+	if (!wanted_process(&call.process, hit->target_number))
 		return;
 	call.time_ns = bpf_ktime_get_ns();
 	call.connection = find_connection(&call);
@@ -412,7 +420,7 @@ forget:
  * its memory used again, which the word that we compare cannot tell if that memory was used again
  * too. (A client that renegotiates, which TLS 1.2 allows and Go refuses unless asked to, therefore
  * goes on as another connection.) */
-static __always_inline void begin_connection(__u64 conn, __u64 source)
+static __always_inline void begin_connection(__u64 conn, __u64 source, __u32 number)
 {
 	struct connection fresh = {.from_start = 1};
 	struct connection_key key = {.conn = conn};
@@ -423,7 +431,7 @@ static __always_inline void begin_connection(__u64 conn, __u64 source)
 		return;
 	if (type != HANDSHAKE_CLIENT_HELLO && type != HANDSHAKE_SERVER_HELLO)
 		return;
-	if (!wanted_process(&process))
+	if (!wanted_process(&process, number))
 		return;
 	end_connection(&process, conn, CLOSE_DROPPED);
 	if (!read_word(&fresh.inner, conn + TLS_CONN_INNER_DATA))
@@ -471,7 +479,7 @@ static __always_inline int write_record_with(const struct registers *registers,
 	    !argument(target, registers, 3, &length))
 		goto unknown;
 	if (type == RECORD_TYPE_HANDSHAKE)
-		begin_connection(conn, source);
+		begin_connection(conn, source, number);
 	else
 		capture(DIRECTION_WRITE, conn, source, length, &hit, repeat);
 	return 0;
@@ -561,13 +569,14 @@ BOTH_WAYS(read_return)
 SEC("uprobe")
 int close_conn(struct registers *registers)
 {
-	const volatile struct target *target = find_target(target_number(registers));
+	__u32 number = target_number(registers);
+	const volatile struct target *target = find_target(number);
 	struct process process = {};
 	__u64 conn;
 
 	if (!target || (target->close_at_stack_check && stack_will_grow(registers)))
 		return 0;
-	if (argument(target, registers, 0, &conn) && wanted_process(&process))
+	if (argument(target, registers, 0, &conn) && wanted_process(&process, number))
 		end_connection(&process, conn, CLOSE_CALLED);
 	return 0;
 }
@@ -585,14 +594,14 @@ struct key {
 
 static const char CLIENT_RANDOM[13] = "CLIENT_RANDOM";
 
-static __always_inline int send_key(const struct key *key)
+static __always_inline int send_key(const struct key *key, __u32 number)
 {
 	__u64 label_length = key->label ? key->label_length : sizeof(CLIENT_RANDOM);
 	__u64 secret_length = key->secret_length;
 	struct process process = {};
 	struct key_record *record;
 
-	if (!wanted_process(&process))
+	if (!wanted_process(&process, number))
 		return 0;
 	if (!label_length || label_length > KEY_LABEL_MAX || !secret_length ||
 	    secret_length > KEY_SECRET_MAX || key->client_random_length != CLIENT_RANDOM_LEN) {
@@ -631,7 +640,8 @@ unreadable:
 SEC("uprobe")
 int write_key_log(struct registers *registers)
 {
-	const volatile struct target *target = find_target(target_number(registers));
+	__u32 number = target_number(registers);
+	const volatile struct target *target = find_target(number);
 	struct key key = {};
 
 	if (!target || (target->key_log_at_stack_check && stack_will_grow(registers)))
@@ -645,14 +655,15 @@ int write_key_log(struct registers *registers)
 		count(&shared.unknown_calls, 1);
 		return 0;
 	}
-	return send_key(&key);
+	return send_key(&key, number);
 }
 
 /* func (c *Config) writeKeyLog(clientRandom, masterSecret []byte) error, before Go 1.12 */
 SEC("uprobe")
 int write_key_log_unlabelled(struct registers *registers)
 {
-	const volatile struct target *target = find_target(target_number(registers));
+	__u32 number = target_number(registers);
+	const volatile struct target *target = find_target(number);
 	struct key key = {};
 
 	if (!target || (target->key_log_at_stack_check && stack_will_grow(registers)))
@@ -664,7 +675,7 @@ int write_key_log_unlabelled(struct registers *registers)
 		count(&shared.unknown_calls, 1);
 		return 0;
 	}
-	return send_key(&key);
+	return send_key(&key, number);
 }
 
 /* func keysFromMasterSecret(version uint16, suite *cipherSuite, masterSecret, clientRandom,
@@ -672,7 +683,8 @@ int write_key_log_unlabelled(struct registers *registers)
 SEC("uprobe")
 int master_secret(struct registers *registers)
 {
-	const volatile struct target *target = find_target(target_number(registers));
+	__u32 number = target_number(registers);
+	const volatile struct target *target = find_target(number);
 	struct key key = {};
 
 	if (!target || (target->master_secret_at_stack_check && stack_will_grow(registers)))
@@ -684,5 +696,5 @@ int master_secret(struct registers *registers)
 		count(&shared.unknown_calls, 1);
 		return 0;
 	}
-	return send_key(&key);
+	return send_key(&key, number);
 }

@@ -12,7 +12,7 @@ use crate::process::pid_namespace;
 use crate::skeleton::{GotlsSkel, GotlsSkelBuilder, OpenGotlsSkel, types};
 use crate::target::Target;
 use crate::uprobes::UprobeKind;
-use crate::{Error, Options, libbpf_log};
+use crate::{Error, Options, ProbeSet, Selection, libbpf_log};
 
 /// How many types there is room for in an object that serves many executables: most have a dozen.
 pub(crate) const TYPES_OF_MANY: u32 = 16384;
@@ -87,11 +87,10 @@ impl Serving<'_> {
 }
 
 /// Loads the programs with these names, which is all that the verifier has to look at: its work is most
-/// of the start. `processes` is the number of processes that there is room for in the table of those
-/// that are wanted, if only they are.
+/// of the start. If processes are told apart by a table, `selection` says what those are that it lacks.
 pub(crate) fn load(
     serving: Serving<'_>,
-    processes: Option<u32>,
+    selection: Option<Selection>,
     programs: &[&str],
     kind: UprobeKind,
     options: &Options,
@@ -101,12 +100,14 @@ pub(crate) fn load(
         libbpf_log::listen(|| {
             let mut open = open()?;
             configure(&mut open, serving, options, ring_bytes)?;
-            if let Some(processes) = processes {
-                open.maps.wanted_processes.set_max_entries(processes)?;
+            if selection.is_some() {
+                let room = ProbeSet::PROCESSES_MAX;
+                open.maps.wanted_processes.set_max_entries(room)?;
             }
             let rodata = rodata(&mut open)?;
             rodata.may_fault = sleepable.into();
-            rodata.filter_by_process = processes.is_some().into();
+            rodata.filter_by_process = selection.is_some().into();
+            rodata.unlisted_processes_too = (selection == Some(Selection::EveryProcess)).into();
             if let Serving::Sharing { maps, .. } = serving {
                 share_maps(&mut open, maps)?;
             }

@@ -28,7 +28,7 @@ pub enum Taking {
 pub enum Selection {
     /// All of them.
     EveryProcess,
-    /// Those that [`ProbeSet::want`] was called with; checked in the kernel, before anything is copied.
+    /// Only those that [`ProbeSet::want`] was called with; checked in the kernel, before anything is copied.
     WantedProcesses,
 }
 
@@ -113,8 +113,8 @@ impl ProbeSet {
             Objects::OnePerExecutable => &[],
         };
         let serving = Serving::Many(Self::EXECUTABLES_MAX);
-        let processes = processes(set.selection);
-        let base = load(serving, processes, programs, kind, options, ring_bytes)?;
+        let selection = Some(set.selection);
+        let base = load(serving, selection, programs, kind, options, ring_bytes)?;
         Ok(Self {
             attached: BTreeMap::new(),
             base,
@@ -204,11 +204,11 @@ impl ProbeSet {
             number,
             maps: &self.base,
         };
-        let processes = processes(self.set.selection);
+        let selection = Some(self.set.selection);
         let options = &self.set.options;
         load(
             serving,
-            processes,
+            selection,
             programs,
             self.kind,
             options,
@@ -237,11 +237,13 @@ impl ProbeSet {
         self.detach(&ids);
     }
 
-    /// Captures from this process too, if it runs one of the executables.
-    pub fn want(&self, pid: u32) -> Result<(), Error> {
+    /// Captures from this process too, as one that runs this executable. A file that has several
+    /// identities, because several overlays show it, may be attached to for each; of a process that was
+    /// named here, each call is captured once all the same.
+    pub fn want(&self, pid: u32, id: TargetId) -> Result<(), Error> {
         let processes = &self.base.maps.wanted_processes;
         processes
-            .update(&pid.to_ne_bytes(), &[1], MapFlags::ANY)
+            .update(&pid.to_ne_bytes(), &id.0.to_ne_bytes(), MapFlags::ANY)
             .map_err(map_error("the table of wanted processes"))
     }
 
@@ -269,10 +271,6 @@ impl ProbeSet {
     pub fn executables(&self) -> usize {
         self.attached.len()
     }
-}
-
-fn processes(selection: Selection) -> Option<u32> {
-    (selection == Selection::WantedProcesses).then_some(ProbeSet::PROCESSES_MAX)
 }
 
 /// All programs that some executable may need.

@@ -346,9 +346,10 @@ impl Programs {
 
     fn track(&mut self, info: &ProcessInfo, file: FileKey, begun: bool) {
         let Ok(process) = info.open() else { return };
-        if self.selectors.are_about_processes()
-            && let Err(error) = self.probes.want(info.pid)
-        {
+        let Some(id) = self.attached.get(&file).map(|attached| attached.id) else {
+            return;
+        };
+        if let Err(error) = self.probes.want(info.pid, id) {
             self.refuse(info, &error.to_string());
             return;
         }

@@ -226,6 +226,25 @@ mod tests {
         line.unwrap().selectors.matches(&process, Some(&container))
     }
 
+    fn selectors(line: &str) -> Selectors {
+        let line = Line::try_parse_from(["x"].into_iter().chain(line.split_whitespace()));
+        line.unwrap().selectors
+    }
+
+    #[test]
+    fn one_executable_is_told_from_many() {
+        for line in ["-e /a", "-p 1", "-e /a -p 1 -u 0"] {
+            assert!(selectors(line).one().is_some(), "{line}");
+        }
+        for line in ["", "-u 0", "-e /a -e /b", "-p 1 -p 2", "-p 1 --comm x", "-e /a --exclude-pid 1"] {
+            assert!(selectors(line).one().is_none(), "{line}");
+        }
+        for line in ["", "-e /a -e /b", "-e /a --exclude-elfpath /b"] {
+            assert!(!selectors(line).are_about_processes(), "{line}");
+        }
+        assert!(selectors("-e /a --exclude-pid 1").are_about_processes());
+    }
+
     #[test]
     fn each_selector_selects() {
         for line in [
