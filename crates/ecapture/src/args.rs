@@ -38,7 +38,7 @@ Examples:
 pub(crate) enum Command {
     /// Capture the TLS plaintext of a Go program
     #[command(visible_alias = "tlsgo", before_help = GOTLS_EXAMPLES)]
-    Gotls(GotlsArgs),
+    Gotls(Box<GotlsArgs>),
     /// Make any output of what `gotls --record` wrote (needs no root)
     #[command(before_help = REPLAY_EXAMPLES)]
     Replay(ReplayArgs),

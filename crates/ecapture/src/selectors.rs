@@ -236,7 +236,14 @@ mod tests {
         for line in ["-e /a", "-p 1", "-e /a -p 1 -u 0"] {
             assert!(selectors(line).one().is_some(), "{line}");
         }
-        for line in ["", "-u 0", "-e /a -e /b", "-p 1 -p 2", "-p 1 --comm x", "-e /a --exclude-pid 1"] {
+        for line in [
+            "",
+            "-u 0",
+            "-e /a -e /b",
+            "-p 1 -p 2",
+            "-p 1 --comm x",
+            "-e /a --exclude-pid 1",
+        ] {
             assert!(selectors(line).one().is_none(), "{line}");
         }
         for line in ["", "-e /a -e /b", "-e /a --exclude-elfpath /b"] {

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -53,7 +53,7 @@ impl Fleet {
     }
 }
 
-fn command(path: &PathBuf, flags: &str) -> Command {
+fn command(path: &Path, flags: &str) -> Command {
     let mut command = Command::new(path);
     command.args(flags.split_whitespace());
     command
@@ -187,7 +187,7 @@ fn a_program_and_the_one_that_replaces_it_are_captured() -> Result<()> {
 }
 
 /// In namespaces of its own, on an overlay that is mounted only there and has the only copy.
-fn in_container(path: &PathBuf, flags: &str) -> Command {
+fn in_container(path: &Path, flags: &str) -> Command {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let directory = path.parent().unwrap_or(path).display();
     let script = format!(
