@@ -77,7 +77,7 @@ enum Comparison {
 }
 
 /// An expression, and a packet behind it.
-pub fn packet_filter(bytes: &[u8]) {
+pub fn run(bytes: &[u8]) {
     let mut input = Unstructured::new(bytes);
     let Ok((expression, ethernet)) = <(Expression, bool)>::arbitrary(&mut input) else {
         return;
@@ -93,6 +93,10 @@ pub fn packet_filter(bytes: &[u8]) {
     if let Some((kernel, libpcap)) = capture::verdicts(&text, link_type, packet) {
         assert_eq!(kernel, libpcap, "{text}: {packet:02x?}");
     }
+}
+
+pub fn seeds() -> Vec<Vec<u8>> {
+    Vec::new()
 }
 
 impl Expression {

@@ -40,6 +40,21 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 #define PARTS_MAX_WALKED 64
 #define PAGE_SIZE	 4096
 
+/* Never set. */
+const volatile __u8 never = 0;
+
+/* Keeps a program's variables on the stack of the thread that hit the probe. Kernels since 6.13
+ * would move those of a program with many to memory of which each CPU has one piece per program
+ * (kernel/bpf/ verifier.c, bpf_enable_priv_stack). But a uprobe program can be preempted, by itself
+ * too, and then two threads change the same variables: records are lost or wrong, and the kernel
+ * may crash. A program with a tail call is left alone, even if the verifier finds that it is never
+ * reached, and removes it. */
+static __always_inline void keep_stack(void *registers)
+{
+	if (never)
+		bpf_tail_call(registers, (void *)0, 0);
+}
+
 /* Capture at most this many bytes of a call; 0: all. */
 const volatile __u64 capture_limit = 0;
 /* For user space, which compares the layouts of these types with its own. */
@@ -445,11 +460,13 @@ static __always_inline void begin_connection(__u64 conn, __u64 source, __u32 num
 	SEC("uprobe")                                                                              \
 	int name(struct registers *registers)                                                      \
 	{                                                                                          \
+		keep_stack(registers);                                                             \
 		return name##_with(registers, BY_HELPER);                                          \
 	}                                                                                          \
 	SEC("uprobe")                                                                              \
 	int name##_walked(struct registers *registers)                                             \
 	{                                                                                          \
+		keep_stack(registers);                                                             \
 		return name##_with(registers, BY_WALKING);                                         \
 	}
 
@@ -574,6 +591,7 @@ int close_conn(struct registers *registers)
 	struct process process = {};
 	__u64 conn;
 
+	keep_stack(registers);
 	if (!target || (target->close_at_stack_check && stack_will_grow(registers)))
 		return 0;
 	if (argument(target, registers, 0, &conn) && wanted_process(&process, number))
@@ -644,6 +662,7 @@ int write_key_log(struct registers *registers)
 	const volatile struct target *target = find_target(number);
 	struct key key = {};
 
+	keep_stack(registers);
 	if (!target || (target->key_log_at_stack_check && stack_will_grow(registers)))
 		return 0;
 	if (!argument(target, registers, 1, &key.label) ||
@@ -666,6 +685,7 @@ int write_key_log_unlabelled(struct registers *registers)
 	const volatile struct target *target = find_target(number);
 	struct key key = {};
 
+	keep_stack(registers);
 	if (!target || (target->key_log_at_stack_check && stack_will_grow(registers)))
 		return 0;
 	if (!argument(target, registers, 1, &key.client_random) ||
@@ -687,6 +707,7 @@ int master_secret(struct registers *registers)
 	const volatile struct target *target = find_target(number);
 	struct key key = {};
 
+	keep_stack(registers);
 	if (!target || (target->master_secret_at_stack_check && stack_will_grow(registers)))
 		return 0;
 	if (!argument(target, registers, 2, &key.secret) ||

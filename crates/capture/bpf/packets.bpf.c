@@ -41,8 +41,8 @@ struct {
 	__uint(max_entries, 65536);
 } started SEC(".maps");
 
-/* The target processes, by pid in our own pid namespace. Preallocated, because a uprobe program adds
- * to it: kernels before 6.1 take what allocates there for a defect and log a warning. */
+/* The target processes, by pid in our own pid namespace. Preallocated, because a uprobe program
+ * adds to it: kernels before 6.1 take what allocates there for a defect and log a warning. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);

@@ -125,7 +125,7 @@ impl Body {
 
     /// Takes the next bytes and returns how many of them were kept.
     pub(crate) fn push(&mut self, bytes: &[u8], limit: usize) -> usize {
-        self.length += bytes.len() as u64;
+        self.length = self.length.saturating_add(bytes.len() as u64);
         if self.state != ContentState::Whole {
             return 0;
         }
@@ -138,7 +138,7 @@ impl Body {
 
     /// Counts bytes that are kept elsewhere.
     pub(crate) fn count(&mut self, bytes: u64) {
-        self.length += bytes;
+        self.length = self.length.saturating_add(bytes);
     }
 
     /// Is told that the next bytes are missing.
@@ -464,6 +464,15 @@ mod tests {
     fn frames_of_zstd_follow_each_other() {
         let frames = [zstd(b"one, "), zstd(b"two")].concat();
         assert_eq!(decoded(&frames, "zstd", 1000).0, b"one, two");
+    }
+
+    #[test]
+    fn lengths_beyond_counting_are_counted_as_far_as_possible() {
+        let (mut body, _) = body(b"seen");
+        body.skip(u64::MAX);
+        body.push(b"seen", 1000);
+        body.count(1);
+        assert_eq!((body.length, body.missing), (u64::MAX, u64::MAX));
     }
 
     #[test]

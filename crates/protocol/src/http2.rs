@@ -376,9 +376,11 @@ impl Half {
             at += match &mut self.state {
                 State::Preface(have) => {
                     let part = &PREFACE[*have..];
-                    let count = part.len().min(rest.len());
+                    let same = part.iter().zip(rest).take_while(|(a, b)| a == b);
+                    let count = same.count();
                     *have += count;
-                    if part[..count] != rest[..count] {
+                    if count < part.len().min(rest.len()) {
+                        let here = here.saturating_add(count as u64);
                         let trouble = Trouble::Malformed("HTTP/2 preface");
                         self.lose(here, trouble, shared, sink);
                     } else if *have == PREFACE.len() {

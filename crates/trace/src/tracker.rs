@@ -127,8 +127,8 @@ impl Tracker {
         if records == 0 && bytes == 0 {
             return Ok(());
         }
-        self.totals.lost_records += records;
-        self.totals.lost_bytes += bytes;
+        self.totals.lost_records = self.totals.lost_records.saturating_add(records);
+        self.totals.lost_bytes = self.totals.lost_bytes.saturating_add(bytes);
         sink.event(&Event::Lost(Lost {
             time,
             place: None,
@@ -185,7 +185,7 @@ impl Tracker {
         let place = self.advance(&record.header, record.direction, begin, end, time, sink)?;
 
         self.totals.records += 1;
-        self.totals.bytes += length;
+        self.totals.bytes = self.totals.bytes.saturating_add(length);
         if length > 0 {
             sink.event(&Event::Data(Data {
                 time,
@@ -290,8 +290,8 @@ impl Tracker {
         let bytes = begin.offset.saturating_sub(expected.offset);
         if bytes > 0 {
             let records = u64::from(begin.sequence.wrapping_sub(expected.sequence));
-            self.totals.lost_records += records;
-            self.totals.lost_bytes += bytes;
+            self.totals.lost_records = self.totals.lost_records.saturating_add(records);
+            self.totals.lost_bytes = self.totals.lost_bytes.saturating_add(bytes);
             let (place, reason) = (Some(place), Loss::BufferFull);
             sink.event(&Event::Lost(Lost {
                 time,
@@ -594,6 +594,16 @@ mod tests {
             assert!(before.ends_with(head) && after.starts_with(tail), "{text}");
         }
         assert_eq!((totals.lost_records, totals.lost_bytes), (5, 50));
+    }
+
+    #[test]
+    fn losses_beyond_counting_are_counted_as_far_as_possible() {
+        let records = [
+            Record::Data(data(header(1, 5), u64::MAX, 1, b"a")),
+            Record::Data(data(header(2, 5), u64::MAX, 1, b"b")),
+        ];
+        let (_, totals) = shown(PayloadStyle::Text, &records, (0, 0));
+        assert_eq!((totals.lost_records, totals.lost_bytes), (2, u64::MAX));
     }
 
     #[test]

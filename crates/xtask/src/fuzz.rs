@@ -1,8 +1,14 @@
-//! `cargo xtask fuzz`: builds the fuzz targets and lets each look for input that breaks it.
+//! `cargo xtask fuzz`: builds the fuzz targets and lets each look for input that breaks it, as many at a
+//! time as there are processors.
+//!
+//! All targets are in one program (fuzz/src/main.rs), which is built by cargo-fuzz and run from here.
+//! What is to survive is in the cache: corpora, findings, and what each run said.
 
-use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -10,10 +16,13 @@ use clap::Args;
 use crate::cargo::{cargo, workspace};
 use crate::matrix::{self, GoRelease, Program, Variant};
 use crate::setup::{self, Group};
+use crate::test::host;
 use crate::tools::Tool;
 use crate::{cache, run};
 
-mod seeds;
+mod outcome;
+
+use outcome::Outcome;
 
 /// What to fuzz, and for how long
 #[derive(Args, Clone, Debug)]
@@ -26,80 +35,149 @@ pub struct Options {
     pub seconds: u32,
 }
 
-/// Runs the targets one after the other; the first failure ends it.
+/// How long each target runs in the tests: long enough to see that none of them fails at once.
+const SECONDS_IN_TESTS: u32 = 5;
+
+/// Runs the targets and prints a table. An error if there was a finding.
 pub fn run(options: &Options) -> Result<()> {
     setup::ensure(Group::Test)?;
-    let all = targets()?;
+    let fuzzer = Fuzzer::build(&cache::dir()?.join("fuzz"))?;
+    let all = fuzzer.targets()?;
     if let Some(unknown) = options.targets.iter().find(|name| !all.contains(name)) {
         bail!(
             "there is no fuzz target {unknown}; there are {}",
             all.join(", ")
         );
     }
-    let fuzzer = Fuzzer::ensure()?;
-    run::visibly(&mut fuzzer.command("build"))?;
-    for target in all {
-        if options.targets.is_empty() || options.targets.contains(&target) {
-            fuzzer.run(&target, options.seconds)?;
-        }
-    }
-    Ok(())
+    let wanted = |name: &String| options.targets.is_empty() || options.targets.contains(name);
+    fuzzer.run(all.into_iter().filter(wanted).collect(), options.seconds)
 }
 
-/// The names in fuzz/targets.
-fn targets() -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(workspace().join("fuzz/targets"))? {
-        let path = entry?.path();
-        names.extend(path.file_stem().map(|name| name.to_string_lossy().into()));
+/// Runs each target for a moment, from its seeds alone, so that it takes as long on every machine.
+pub fn briefly() -> Result<()> {
+    let place = workspace().join("target/fuzz/brief");
+    if place.exists() {
+        fs::remove_dir_all(&place).with_context(|| place.display().to_string())?;
     }
-    names.sort();
-    Ok(names)
+    let fuzzer = Fuzzer::build(&place)?;
+    fuzzer.run(fuzzer.targets()?, SECONDS_IN_TESTS)
 }
 
-/// cargo-fuzz, and what the targets need.
+/// The program with all targets, and what it needs.
 struct Fuzzer {
-    tool: PathBuf,
-    /// Where corpora grow from run to run.
-    corpora: PathBuf,
-    executable: PathBuf,
+    program: PathBuf,
+    /// Executables that two of the targets begin with.
+    executables: OsString,
+    /// Where corpora, findings and logs are.
+    place: PathBuf,
 }
 
 impl Fuzzer {
-    fn ensure() -> Result<Self> {
+    /// Builds the program. There is no sanitizer: what is fuzzed has no unsafe code, and a stable
+    /// compiler has none.
+    fn build(place: &Path) -> Result<Self> {
+        let target_dir = workspace().join("target/fuzz");
+        run::visibly(
+            Command::new(Tool::Fuzz.ensure()?)
+                .current_dir(workspace())
+                .args(["build", "--sanitizer", "none", "--fuzz-dir", "fuzz"])
+                .arg("--target-dir")
+                .arg(&target_dir)
+                .env("CARGO", cargo().get_program()),
+        )?;
+        let mut executables = Vec::new();
+        for (release, variant) in [
+            // The stack ABI; without symbols; position-independent; another architecture.
+            (GoRelease::Go1_15, Variant::Default),
+            (GoRelease::NEWEST, Variant::Stripped),
+            (GoRelease::NEWEST, Variant::Pie),
+            (GoRelease::NEWEST, Variant::Arm64),
+        ] {
+            executables.push(matrix::binary(release, variant, Program::Exchange)?);
+        }
         Ok(Self {
-            tool: Tool::Fuzz.ensure()?,
-            corpora: cache::dir()?.join("corpora"),
-            executable: matrix::binary(GoRelease::NEWEST, Variant::Stripped, Program::Exchange)?,
+            program: target_dir.join(host()?).join("release").join("targets"),
+            executables: std::env::join_paths(executables)?,
+            place: place.to_owned(),
         })
     }
 
-    /// `cargo fuzz VERB`. There is no sanitizer: what is fuzzed has no unsafe code, and a stable
-    /// compiler has none.
-    fn command(&self, verb: &str) -> Command {
-        let mut command = Command::new(&self.tool);
-        command
-            .current_dir(workspace())
-            .arg(verb)
-            .args(["--sanitizer", "none", "--fuzz-dir", "fuzz"])
-            .env("CARGO", cargo().get_program())
-            .env("ECAPTURE_FUZZ_EXECUTABLE", &self.executable);
-        command
+    /// The names of the targets.
+    fn targets(&self) -> Result<Vec<String>> {
+        let names = run::output(Command::new(&self.program).env_remove("ECAPTURE_FUZZ_TARGET"))?;
+        Ok(names.lines().map(str::to_owned).collect())
     }
 
-    fn run(&self, target: &str, seconds: u32) -> Result<()> {
-        let corpus = self.corpora.join(target);
-        fs::create_dir_all(&corpus).with_context(|| corpus.display().to_string())?;
-        seeds::plant(target, &corpus, &self.executable)?;
-        eprintln!("fuzzing {target} for {seconds} s");
-        run::visibly(
-            self.command("run")
-                .arg(target)
-                .arg(&corpus)
-                .args(["--", "-print_final_stats=1", "-verbosity=0", "-timeout=10"])
-                .args(["-rss_limit_mb=1024", "-max_len=65536"])
-                .arg(format!("-max_total_time={seconds}")),
-        )
-        .with_context(|| format!("{target}: see fuzz/artifacts/{target}"))
+    fn run(&self, targets: Vec<String>, seconds: u32) -> Result<()> {
+        let outcomes = Mutex::new(Vec::new());
+        run::in_parallel(targets, |target| {
+            let outcome = self.fuzz(&target, seconds)?;
+            eprintln!("{target}: {}", outcome.summary());
+            if let Ok(mut outcomes) = outcomes.lock() {
+                outcomes.push((target, outcome));
+            }
+            Ok(())
+        })?;
+        let mut outcomes = outcomes.into_inner().unwrap_or_default();
+        outcomes.sort_by(|(a, _), (b, _)| a.cmp(b));
+        outcome::print(&outcomes);
+        let found: Vec<_> = outcomes
+            .iter()
+            .filter(|(_, outcome)| outcome.finding.is_some())
+            .map(|(target, _)| target.as_str())
+            .collect();
+        if !found.is_empty() {
+            bail!("findings: {}", found.join(", "));
+        }
+        Ok(())
+    }
+
+    /// Runs one target.
+    fn fuzz(&self, target: &str, seconds: u32) -> Result<Outcome> {
+        let directory = |name: &str| -> Result<PathBuf> {
+            let path = self.place.join(name).join(target);
+            fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
+            Ok(path)
+        };
+        let (corpus, findings) = (directory("corpora")?, directory("findings")?);
+        run::output(self.command(target).env("ECAPTURE_FUZZ_SEEDS", &corpus))?;
+        let log = self.place.join(format!("{target}.log"));
+        let file = File::create(&log).with_context(|| log.display().to_string())?;
+        let mut command = self.command(target);
+        command
+            .arg(&corpus)
+            .arg(format!("-artifact_prefix={}/", findings.display()))
+            .arg(format!("-max_total_time={seconds}"))
+            .args([
+                "-print_final_stats=1",
+                "-timeout=60",
+                "-report_slow_units=60",
+            ])
+            .args(["-rss_limit_mb=1024", "-max_len=65536"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(file);
+        let status = command
+            .status()
+            .with_context(|| format!("{}: can't be started", self.program.display()))?;
+        let said = fs::read(&log).with_context(|| log.display().to_string())?;
+        let said = String::from_utf8_lossy(&said);
+        let outcome = Outcome::of(&said, status);
+        if let Some(finding) = &outcome.finding {
+            eprintln!(
+                "{target}: {finding}\n{target}: all that was said: {}",
+                log.display()
+            );
+        }
+        Ok(outcome)
+    }
+
+    fn command(&self, target: &str) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .env("ECAPTURE_FUZZ_TARGET", target)
+            .env("ECAPTURE_FUZZ_EXECUTABLES", &self.executables)
+            .env("RUST_BACKTRACE", "0");
+        command
     }
 }

@@ -12,7 +12,7 @@ use crate::cargo::{cargo, workspace};
 use crate::matrix::{self, GoRelease, Program};
 use crate::setup::{self, Group};
 use crate::toolchain::Toolchain;
-use crate::{bench, cache, dependencies, run, standalone};
+use crate::{bench, cache, dependencies, fuzz, run, standalone};
 
 /// What to run of it
 #[derive(Args, Clone, Debug, Default)]
@@ -84,6 +84,9 @@ pub fn run(options: &Options) -> Result<()> {
             run::visibly(cargo().args(["test", "--quiet", "--workspace", "--doc"]))
         });
     }
+    if options.only.is_none() && !options.quick {
+        stages.run("fuzz targets", fuzz::briefly);
+    }
     stages.summary()
 }
 
@@ -124,7 +127,7 @@ fn tests(options: &Options) -> Result<()> {
 }
 
 /// The target triple that cargo builds for: `x86_64-unknown-linux-gnu`.
-fn host() -> Result<String> {
+pub(crate) fn host() -> Result<String> {
     let version = run::output(Command::new("rustc").arg("-vV"))?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
     Ok(host.context("rustc -vV doesn't tell its host")?.to_owned())

@@ -1,10 +1,10 @@
 //! `cargo xtask vm`: the live tests on other kernels, and on the other architecture, in virtual
 //! machines that QEMU emulates. Needs neither root nor KVM.
 //!
-//! A machine gets a Debian kernel ([`kernel`]), Debian's tools ([`userland`]) and the tests, linked
-//! statically, with the Go programs that they capture from ([`payload`]): three read-only disks, which
+//! A machine gets a Debian kernel (`kernel.rs`), Debian's tools (`userland.rs`) and the tests, linked
+//! statically, with the Go programs that they capture from (`payload.rs`): three read-only disks, which
 //! its init process lays over each other. What it says on its serial line is judged here
-//! ([`report`]).
+//! (`report.rs`).
 
 mod kernel;
 mod machine;

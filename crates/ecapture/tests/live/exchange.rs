@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use tempfile::TempDir;
 use xtask::matrix::{self, GoRelease, Variant};
-use xtask::process::{Child, Finished, Stream};
+use xtask::process::{Child, Finished, Stream, patient};
 
 /// How long anything may take before a test gives up.
 pub(crate) const LONG: Duration = Duration::from_secs(120);
@@ -59,10 +59,19 @@ impl Program {
         self.dir.path()
     }
 
-    /// The command with its flags, as one would type them.
+    /// The command with its flags, as one would type them. It takes its time where everything does.
     pub(crate) fn command(&self, flags: &str) -> Command {
         let mut command = Command::new(self.path());
-        command.args(flags.split_whitespace());
+        let mut is_time = false;
+        for flag in flags.split_whitespace() {
+            match flag.parse() {
+                Ok(seconds) if is_time => {
+                    command.arg(patient(Duration::from_secs(seconds)).as_secs().to_string());
+                }
+                _ => drop(command.arg(flag)),
+            }
+            is_time = flag == "-minseconds";
+        }
         command
     }
 

@@ -10,18 +10,18 @@ use xtask::process::{Child, Stream};
 use crate::capture::{Capture, Signal, ecapture};
 use crate::exchange::{LONG, Program};
 
-/// `ecapture gotls --raw -e PROGRAM` with these flags, which shows calls as text.
+/// `ecapture gotls -e PROGRAM` with these flags, which shows text.
 fn text(program: &Program, flags: &str) -> Command {
     let mut command = ecapture();
-    command.args(["gotls", "--raw", "-e"]).arg(program.path());
+    command.args(["gotls", "-e"]).arg(program.path());
     command.args(flags.split_whitespace());
     command
 }
 
-/// What a capture of the program, run with these flags, prints.
+/// What a capture of the program, run with these flags, prints of its calls.
 fn shown(capture_flags: &str, flags: &str) -> Result<String> {
     let program = Program::newest()?;
-    let mut capture = Capture::spawn(&mut text(&program, capture_flags))?;
+    let mut capture = Capture::spawn(text(&program, capture_flags).arg("--raw"))?;
     program.run(flags)?;
     capture.child().signal(Signal::INT)?;
     Ok(capture.end()?.success()?.stdout_text())

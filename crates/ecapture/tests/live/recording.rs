@@ -106,6 +106,8 @@ fn recording_alone_shows_nothing_and_replays_as_anything() -> Result<()> {
     let shown = record(&program, &recording, "", "-payload text -sizes 600")?;
     assert_eq!(shown, b"");
     let text = String::from_utf8(replayed(&recording, "")?)?;
+    assert!(text.contains(" \u{2192} POST https://"), "{text}");
+    let text = String::from_utf8(replayed(&recording, "--raw")?)?;
     let calls = text.lines().filter(|line| line.ends_with(" 600 bytes"));
     assert_eq!(calls.count(), 4, "{text}");
     let plain = replayed(&recording, "-m plain -w -")?;

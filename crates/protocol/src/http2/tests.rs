@@ -179,6 +179,24 @@ fn preface_is_recognised_from_its_first_byte_that_differs() {
 }
 
 #[test]
+fn a_wrong_preface_is_wrong_at_its_first_byte_that_differs() {
+    let mut bytes = PREFACE.to_vec();
+    bytes[21] = b'?';
+    for length in [1, 3, 24] {
+        let mut decoder = Http2::new();
+        let mut found = Vec::new();
+        for (number, part) in bytes.chunks(length).enumerate() {
+            let offset = (number * length) as u64;
+            decoder.data(Client, offset, part, &mut |event| match event {
+                HttpEvent::Trouble(_, _, offset, _) => found.push(offset),
+                event => panic!("{event:?}"),
+            });
+        }
+        assert_eq!(found, [21], "in parts of {length} bytes");
+    }
+}
+
+#[test]
 fn exchange_with_bodies_and_trailers() {
     let mut watch = Watch::new();
     let mut block = POST.to_vec();

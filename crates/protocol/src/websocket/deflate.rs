@@ -111,7 +111,10 @@ impl Inflater {
             let read = usize::try_from(decompress.total_in() - read).unwrap_or(usize::MAX);
             let written = usize::try_from(decompress.total_out() - written).unwrap_or(usize::MAX);
             bytes = bytes.get(read..).unwrap_or_default();
+            let plain = output.get(..written).unwrap_or_default();
             let Ok(status) = status else {
+                // What stands before the mistake is the same wherever the bytes were cut.
+                take(plain);
                 self.lost = true;
                 return Err(Trouble::Malformed("deflate"));
             };
@@ -123,7 +126,7 @@ impl Inflater {
                     INFLATED_MAX,
                 ));
             }
-            take(output.get(..written).unwrap_or_default());
+            take(plain);
             self.ended = status == Status::StreamEnd;
             if bytes.is_empty() && written < output.len() || read == 0 && written == 0 {
                 break;

@@ -111,6 +111,18 @@ fn the_rfcs_compressed_examples() {
 }
 
 #[test]
+fn what_stands_before_a_mistake_of_compression_is_shown_however_it_is_cut() {
+    let wrong = b"\xc1\x07\xf2\x48\xcd\xc9\xc9\x07\xff\xc0\x05\xf2\x00\x11\x00\x00";
+    let whole = decode("permessage-deflate", Side::Client, &[wrong]);
+    let held = |seen: &Seen| matches!(seen, Seen::Message(_, _, held, None, _) if held == b"Hello");
+    assert!(whole.iter().any(held), "{whole:?}");
+    for length in 1..wrong.len() {
+        let calls: Vec<_> = wrong.chunks(length).collect();
+        assert_eq!(decode("permessage-deflate", Side::Client, &calls), whole);
+    }
+}
+
+#[test]
 fn a_close_has_a_code_and_a_reason() {
     let closing = frame(0x88, b"\x03\xe8bye", None);
     assert_eq!(

@@ -30,7 +30,8 @@ impl Machine<'_> {
     /// QEMU's command line.
     pub(super) fn command(&self) -> Command {
         let (machine, cpu, console) = match self.arch {
-            Arch::Amd64 => ("q35", "max", "ttyS0"),
+            // QEMU 7.2 gets the flags wrong around cmpxchg16b, of which kernels crash.
+            Arch::Amd64 => ("q35", "max,cx16=off,la57=off", "ttyS0"),
             Arch::Arm64 => ("virt", "neoverse-n1", "ttyAMA0"),
         };
         let mut command = Command::new(format!("qemu-system-{}", self.arch.gnu()));
