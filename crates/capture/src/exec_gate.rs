@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,8 @@ const IGNORED_MAX: usize = 16384;
 /// A program that is about to begin: it goes on when this is dropped.
 #[derive(Debug)]
 pub struct HeldExec {
-    gate: Arc<Gate>,
+    /// Does not keep it: once the gate is gone, the kernel lets everything go on.
+    gate: Weak<Gate>,
     file: File,
     pid: u32,
     answered: AtomicBool,
@@ -60,19 +61,17 @@ impl HeldExec {
 
     /// This file is of no interest: whoever executes it is not held any more, until it changes.
     pub fn ignore(&self) {
-        if self.gate.ignored.fetch_add(1, Ordering::Relaxed) >= IGNORED_MAX {
-            self.gate.ignored.store(0, Ordering::Relaxed);
+        let Some(gate) = self.gate.upgrade() else {
+            return;
+        };
+        if gate.ignored.fetch_add(1, Ordering::Relaxed) >= IGNORED_MAX {
+            gate.ignored.store(0, Ordering::Relaxed);
             // Forgotten are marks on files, not those on filesystems.
-            let _ = self
-                .gate
-                .mark(libc::FAN_MARK_FLUSH, 0, None, Path::new("/"));
+            let _ = gate.mark(libc::FAN_MARK_FLUSH, 0, None, Path::new("/"));
         }
         let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_IGNORED_MASK;
         let file = Some(self.file.as_fd());
-        let mark = |flags| {
-            self.gate
-                .mark(flags, libc::FAN_OPEN_EXEC_PERM, file, Path::new(""))
-        };
+        let mark = |flags| gate.mark(flags, libc::FAN_OPEN_EXEC_PERM, file, Path::new(""));
         // Linux 5.19 can forget such a mark with its inode. If neither works, the file is held again.
         if mark(flags | FAN_MARK_EVICTABLE).is_err() {
             let _ = mark(flags);
@@ -84,7 +83,9 @@ impl HeldExec {
         if self.answered.swap(true, Ordering::AcqRel) {
             return false;
         }
-        self.gate.allow(self.file.as_raw_fd());
+        if let Some(gate) = self.gate.upgrade() {
+            gate.allow(self.file.as_raw_fd());
+        }
         true
     }
 }
@@ -276,8 +277,6 @@ impl Drop for ExecGate {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        // They hold the gate, and it holds them.
-        self.gate.queue().clear();
     }
 }
 
@@ -344,9 +343,11 @@ fn keep_watch(gate: &Arc<Gate>) {
             if !answered && *deadline > Instant::now() {
                 break;
             }
+            if !answered {
+                gate.behind.store(true, Ordering::Relaxed);
+            }
             if held.release() {
                 gate.let_go.fetch_add(1, Ordering::Relaxed);
-                gate.behind.store(true, Ordering::Relaxed);
             }
             waiting.pop_front();
         }
@@ -392,7 +393,7 @@ fn receive(gate: &Arc<Gate>) -> Vec<HeldExec> {
         let pid = field(std::mem::offset_of!(libc::fanotify_event_metadata, pid));
         if fd >= 0 {
             events.push(HeldExec {
-                gate: Arc::clone(gate),
+                gate: Arc::downgrade(gate),
                 // SAFETY: A new descriptor, which the kernel made for this event.
                 file: unsafe { File::from_raw_fd(fd) },
                 pid: pid.cast_unsigned(),
@@ -465,6 +466,10 @@ mod tests {
         assert!(!held.release());
         assert!(gate.let_go() >= 1);
 
+        // From then on nothing is held, until somebody looks.
+        while let Some(other) = gate.next() {
+            other.release();
+        }
         let last = spawn();
         let held = wait_for(&gate, &path);
         held.ignore();
