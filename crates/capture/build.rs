@@ -23,7 +23,7 @@ fn main() {
         "-Wextra".into(),
         "-Werror".into(),
         // What is built doesn't depend on where.
-        format!("-ffile-prefix-map={}/=", manifest.display()),
+        format!("-ffile-prefix-map={}=.", manifest.display()),
         "-mcpu=v2".into(), // Linux 5.10 knows v3, but not all of its verifier's helpers for it.
     ];
     // <linux/types.h> wants <asm/types.h>, which Debian keeps in a directory per architecture. It is

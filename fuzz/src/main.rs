@@ -20,6 +20,7 @@ mod outputs;
 mod packet_filter;
 mod patched_executable;
 mod protobuf;
+mod recording;
 mod records;
 mod websocket;
 
@@ -52,6 +53,7 @@ const TARGETS: &[Target] = targets![
     packet_filter
     patched_executable
     protobuf
+    recording
     records
     websocket
 ];

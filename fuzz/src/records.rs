@@ -5,7 +5,7 @@ use std::mem::offset_of;
 use events::{Record, layout};
 use trace::{
     ConversationOptions, Conversations, Interface, InterfaceStatistics, KeyLog, PacketSink,
-    PcapngWriter, Section, Sink, Timestamp, Tracker,
+    PcapngWriter, PlaintextPackets, Section, Sink, Timestamp, Tracker,
 };
 
 use crate::outputs::{Memory, Outputs, assert_clean};
@@ -18,7 +18,17 @@ pub fn run(mut bytes: &[u8]) {
     let key_log = Memory::default();
     let mut key_file = KeyLog::new(key_log.clone());
     let capture = Memory::default();
-    let mut packets = PacketSink::new(writer(capture.clone()));
+    let interface = Interface {
+        name: "lo",
+        link_type: 1,
+        snaplen: 0,
+        filter: None,
+    };
+    let mut packets = PacketSink::new(writer(capture.clone(), interface));
+    let plaintext = Memory::default();
+    let interface = PlaintextPackets::<Memory>::INTERFACE;
+    let mut framed = PlaintextPackets::new(writer(plaintext.clone(), interface), Timestamp(0));
+    let mut for_framed = Tracker::new();
     while let Some((length, rest)) = bytes.split_first_chunk::<2>() {
         let (record, rest) = rest.split_at(rest.len().min(u16::from_le_bytes(*length).into()));
         bytes = rest;
@@ -36,6 +46,9 @@ pub fn run(mut bytes: &[u8]) {
         for_raw
             .record(&record, 0, &mut raw)
             .expect("writing to memory");
+        for_framed
+            .record(&record, 0, &mut framed)
+            .expect("writing to memory");
         for_decoded
             .record(&record, 0, &mut decoded)
             .expect("writing to memory");
@@ -44,6 +57,10 @@ pub fn run(mut bytes: &[u8]) {
             .expect("writing to memory");
     }
     let end = Timestamp(0);
+    for_framed
+        .finish(end, 1, 1, &mut framed)
+        .expect("writing to memory");
+    framed.finish(end, 1).expect("writing to memory");
     for_raw
         .finish(end, 1, 1, &mut raw)
         .expect("writing to memory");
@@ -58,19 +75,14 @@ pub fn run(mut bytes: &[u8]) {
     std::mem::replace(decoded.sink_mut(), Outputs::new()).check();
     assert_clean(&key_log.take());
     assert_blocks(&capture.take());
+    assert_blocks(&plaintext.take());
 }
 
-fn writer(out: Memory) -> PcapngWriter<Memory> {
+fn writer(out: Memory, interface: Interface<'_>) -> PcapngWriter<Memory> {
     let section = Section {
         hardware: "fuzz",
         os: "fuzz",
         application: "fuzz",
-    };
-    let interface = Interface {
-        name: "lo",
-        link_type: 1,
-        snaplen: 0,
-        filter: None,
     };
     PcapngWriter::new(out, &section, &[interface]).expect("writing to memory")
 }

@@ -38,6 +38,11 @@ fn decoded(extension: &[u8], steps: &[Step<'_>]) -> Vec<String> {
         said.push(match event {
             // Where decompression fails depends on what comes at once.
             WebSocketEvent::Trouble(side, _, why) => format!("{side:?}: {why}"),
+            // Of what a mistake ends, as much as the decompressor hands out at once is certain.
+            WebSocketEvent::Message(side, mut message) if message.length.is_none() => {
+                message.payload = &message.payload[..message.payload.len().min(8192)];
+                format!("{side:?} {message:?}")
+            }
             event => format!("{event:?}"),
         });
     };

@@ -45,7 +45,7 @@ const volatile __u8 never = 0;
 
 /* Keeps a program's variables on the stack of the thread that hit the probe. Kernels since 6.13
  * would move those of a program with many to memory of which each CPU has one piece per program
- * (kernel/bpf/ verifier.c, bpf_enable_priv_stack). But a uprobe program can be preempted, by itself
+ * (kernel/bpf/verifier.c, bpf_enable_priv_stack). But a uprobe program can be preempted, by itself
  * too, and then two threads change the same variables: records are lost or wrong, and the kernel
  * may crash. A program with a tail call is left alone, even if the verifier finds that it is never
  * reached, and removes it. */

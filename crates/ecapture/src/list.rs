@@ -13,29 +13,31 @@ use crate::container::Container;
 use crate::failure::Failure;
 use crate::output;
 use crate::pipeline::Destination;
-use crate::users::user_name;
+use crate::users::UserNames;
 
 /// Runs the command. That nothing was found is no failure, but said.
 pub(crate) fn run(args: &ListArgs) -> Result<(), Failure> {
     let (processes, hidden) = capture::running()?;
     let mut verdicts = Verdicts::default();
-    let mut found = Vec::new();
+    let (mut asked_for, mut found) = (0, Vec::new());
     for process in &processes {
         let container = Container::of(process);
         if !args.selectors.matches(process, container.as_ref()) {
             continue;
         }
+        asked_for += 1;
         if let Some(verdict) = verdicts.of(process) {
             found.push((process, container, verdict));
         }
     }
     found.retain(|(_, _, verdict)| args.all || verdict.has_tls);
 
+    let users = UserNames::read();
     let report = match args.format {
-        Format::Text => text(&found),
+        Format::Text => text(&found, &users),
         Format::Json => found
             .iter()
-            .map(|found| format!("{}\n", json(found)))
+            .map(|found| format!("{}\n", json(found, &users)))
             .collect(),
     };
     output::print(&report).or_else(|error| Failure::output(error, &Destination::Stdout))?;
@@ -45,20 +47,16 @@ pub(crate) fn run(args: &ListArgs) -> Result<(), Failure> {
         } else {
             "Go programs with crypto/tls"
         };
-        let meant = if args.selectors.is_empty() {
-            ""
+        let all = processes.len();
+        let looked_at = if args.selectors.is_empty() {
+            format!("{all} processes")
         } else {
-            " that were asked for"
+            format!("{asked_for} processes that were asked for, of {all} that run,")
         };
-        eprintln!(
-            "ecapture: none of the {} processes{meant} are {what}",
-            processes.len()
-        );
+        eprintln!("ecapture: none of the {looked_at} are {what}");
     }
     if hidden > 0 {
-        eprintln!(
-            "ecapture: {hidden} processes of other users can't be looked at without CAP_SYS_PTRACE"
-        );
+        eprintln!("ecapture: {hidden} more could not be looked at, which takes CAP_SYS_PTRACE");
     }
     Ok(())
 }
@@ -139,7 +137,7 @@ const HEADINGS: [&str; 8] = [
     "CAPTURE",
 ];
 
-fn text(found: &[Found<'_>]) -> String {
+fn text(found: &[Found<'_>], users: &UserNames) -> String {
     if found.is_empty() {
         return String::new();
     }
@@ -152,7 +150,7 @@ fn text(found: &[Found<'_>]) -> String {
         };
         [
             process.pid.to_string(),
-            user_name(process.uid),
+            users.of(process.uid),
             String::from_utf8_lossy(&process.comm).into_owned(),
             container.to_owned(),
             verdict.go_version.clone(),
@@ -180,11 +178,11 @@ fn text(found: &[Found<'_>]) -> String {
     out
 }
 
-fn json((process, container, verdict): &Found<'_>) -> Value {
+fn json((process, container, verdict): &Found<'_>, users: &UserNames) -> Value {
     json!({
         "pid": process.pid,
         "uid": process.uid,
-        "user": user_name(process.uid),
+        "user": users.of(process.uid),
         "comm": String::from_utf8_lossy(&process.comm),
         "executable": process.executable.to_string_lossy(),
         "cgroup": process.cgroup.to_string_lossy(),

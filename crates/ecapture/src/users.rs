@@ -1,6 +1,7 @@
 //! Names of users, as the local user database has them. Others (LDAP) are known by number only: asking
 //! for their names would take the C library's plug-ins.
 
+use std::collections::HashMap;
 use std::fs;
 
 const DATABASE: &str = "/etc/passwd";
@@ -17,12 +18,25 @@ pub(crate) fn uid(text: &str) -> Result<u32, String> {
         .ok_or_else(|| format!("{DATABASE} has no such user; give the number"))
 }
 
-/// A user's name; the number if there is none.
-pub(crate) fn user_name(uid: u32) -> String {
-    let users = fs::read_to_string(DATABASE).unwrap_or_default();
-    entries(&users)
-        .find(|&(_, found)| found == uid)
-        .map_or_else(|| uid.to_string(), |(name, _)| name.to_owned())
+/// The names of all users, read once.
+#[derive(Debug)]
+pub(crate) struct UserNames(HashMap<u32, String>);
+
+impl UserNames {
+    pub(crate) fn read() -> Self {
+        let users = fs::read_to_string(DATABASE).unwrap_or_default();
+        let mut names = HashMap::new();
+        for (name, uid) in entries(&users) {
+            // The first one counts.
+            names.entry(uid).or_insert_with(|| name.to_owned());
+        }
+        Self(names)
+    }
+
+    /// A user's name; the number if there is none.
+    pub(crate) fn of(&self, uid: u32) -> String {
+        self.0.get(&uid).cloned().unwrap_or_else(|| uid.to_string())
+    }
 }
 
 /// passwd(5): `name:password:UID:GID:…`
@@ -43,8 +57,9 @@ mod tests {
         assert_eq!(uid("root"), Ok(0));
         assert_eq!(uid("4294967294"), Ok(4_294_967_294));
         assert!(uid("no-such-user").unwrap_err().contains("no such user"));
-        assert_eq!(user_name(0), "root");
-        assert_eq!(user_name(4_294_967_294), "4294967294");
+        let names = UserNames::read();
+        assert_eq!(names.of(0), "root");
+        assert_eq!(names.of(4_294_967_294), "4294967294");
         assert_eq!(
             entries("broken:x\n:\n\nweb:x:33:34::/:/bin/false").collect::<Vec<_>>(),
             [("web", 33)]

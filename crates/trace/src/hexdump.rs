@@ -23,7 +23,7 @@ pub fn write_hexdump(out: &mut impl Write, payload: &[u8], first: u64) -> io::Re
         write!(out, "{offset:08x}  ")?;
         out.write_all(&line[..text + 2 + row.len()])?;
         out.write_all(b"\n")?;
-        offset += row.len() as u64;
+        offset = offset.saturating_add(row.len() as u64);
     }
     Ok(())
 }

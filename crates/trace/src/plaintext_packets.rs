@@ -178,7 +178,7 @@ impl<W: Write> PlaintextPackets<W> {
             interface: 0,
             start: self.start,
             end: now,
-            received: self.totals.packets + lost_records,
+            received: self.totals.packets.saturating_add(lost_records),
             dropped: lost_records,
         })?;
         self.writer.flush()
@@ -214,7 +214,8 @@ impl<W: Write> PlaintextPackets<W> {
         }
         for direction in [Direction::Write, Direction::Read] {
             self.segment(&mut connection, direction, time, Flags::FinAck, &[], None)?;
-            connection.sent[direction.index()] += 1;
+            let sent = &mut connection.sent[direction.index()];
+            *sent = sent.saturating_add(1);
         }
         self.segment(
             &mut connection,
@@ -295,7 +296,8 @@ impl<W: Write> PlaintextPackets<W> {
                 payload,
                 comment,
             )?;
-            connection.sent[call.direction.index()] += payload.len() as u64;
+            let sent = &mut connection.sent[call.direction.index()];
+            *sent = sent.saturating_add(payload.len() as u64);
         }
         self.acknowledge(connection, call)
     }

@@ -146,7 +146,7 @@ impl<W: Write> TextSink<W> {
         self.header(data.time, colour, Some(&place))?;
         write!(self.out, "{}", Bytes(length))?;
         if length < data.call_length {
-            let last = data.call_offset + length;
+            let last = data.call_offset.saturating_add(length);
             write!(
                 self.out,
                 ", {}-{last} of {}",

@@ -607,6 +607,36 @@ mod tests {
     }
 
     #[test]
+    fn offsets_beyond_counting_are_shown_as_far_as_possible() {
+        let part = DataRecord {
+            call_offset: u64::MAX,
+            call_length: u64::MAX,
+            ..data(header(1, 5), u64::MAX, 1, b"a payload of two rows")
+        };
+        for style in [PayloadStyle::Text, PayloadStyle::Hex] {
+            let (text, _) = shown(style, &[Record::Data(part)], (0, 0));
+            let place = format!("{max}-{max} of {max}", max = u64::MAX);
+            assert!(text.contains(&place), "{text}");
+        }
+    }
+
+    #[test]
+    fn packets_are_written_of_plaintext_at_offsets_beyond_counting() {
+        use crate::{PcapngWriter, PlaintextPackets, Section};
+
+        let interface = PlaintextPackets::<Vec<u8>>::INTERFACE;
+        let writer = PcapngWriter::new(Vec::new(), &Section::default(), &[interface]).unwrap();
+        let mut sink = PlaintextPackets::new(writer, Timestamp(0));
+        let mut tracker = Tracker::new();
+        for sequence in 0..3 {
+            let record = Record::Data(data(header(1, 5), u64::MAX - 1, sequence, b"abc"));
+            tracker.record(&record, 0, &mut sink).unwrap();
+        }
+        sink.finish(Timestamp(0), u64::MAX).unwrap();
+        assert!(sink.totals().packets > 0);
+    }
+
+    #[test]
     fn an_address_that_is_used_again_is_another_connection() {
         let records = [
             Record::Data(data(header(1, 5), 0, 0, b"a")),

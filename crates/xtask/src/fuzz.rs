@@ -4,7 +4,7 @@
 //! All targets are in one program (fuzz/src/main.rs), which is built by cargo-fuzz and run from here.
 //! What is to survive is in the cache: corpora, findings, and what each run said.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -33,6 +33,13 @@ pub struct Options {
     /// How long each target runs
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub seconds: u32,
+    /// Begin with the seeds alone, not with what earlier runs found
+    #[arg(long)]
+    pub from_seeds: bool,
+    /// Where the fuzzer's random numbers begin; the same number and seeds give the same inputs [default:
+    /// the time]
+    #[arg(long, value_name = "N")]
+    pub random_seed: Option<u32>,
 }
 
 /// How long each target runs in the tests: long enough to see that none of them fails at once.
@@ -41,7 +48,14 @@ const SECONDS_IN_TESTS: u32 = 5;
 /// Runs the targets and prints a table. An error if there was a finding.
 pub fn run(options: &Options) -> Result<()> {
     setup::ensure(Group::Test)?;
-    let fuzzer = Fuzzer::build(&cache::dir()?.join("fuzz"))?;
+    let place = match options.from_seeds {
+        false => cache::dir()?.join("fuzz"),
+        true => workspace().join("target/fuzz/from-seeds"),
+    };
+    if options.from_seeds && place.exists() {
+        fs::remove_dir_all(&place).with_context(|| place.display().to_string())?;
+    }
+    let fuzzer = Fuzzer::build(&place)?;
     let all = fuzzer.targets()?;
     if let Some(unknown) = options.targets.iter().find(|name| !all.contains(name)) {
         bail!(
@@ -50,17 +64,18 @@ pub fn run(options: &Options) -> Result<()> {
         );
     }
     let wanted = |name: &String| options.targets.is_empty() || options.targets.contains(name);
-    fuzzer.run(all.into_iter().filter(wanted).collect(), options.seconds)
+    fuzzer.run(all.into_iter().filter(wanted).collect(), options)
 }
 
 /// Runs each target for a moment, from its seeds alone, so that it takes as long on every machine.
 pub fn briefly() -> Result<()> {
-    let place = workspace().join("target/fuzz/brief");
-    if place.exists() {
-        fs::remove_dir_all(&place).with_context(|| place.display().to_string())?;
-    }
-    let fuzzer = Fuzzer::build(&place)?;
-    fuzzer.run(fuzzer.targets()?, SECONDS_IN_TESTS)
+    run(&Options {
+        targets: Vec::new(),
+        seconds: SECONDS_IN_TESTS,
+        from_seeds: true,
+        // A test does the same each time.
+        random_seed: Some(1),
+    })
 }
 
 /// The program with all targets, and what it needs.
@@ -108,10 +123,10 @@ impl Fuzzer {
         Ok(names.lines().map(str::to_owned).collect())
     }
 
-    fn run(&self, targets: Vec<String>, seconds: u32) -> Result<()> {
+    fn run(&self, targets: Vec<String>, options: &Options) -> Result<()> {
         let outcomes = Mutex::new(Vec::new());
         run::in_parallel(targets, |target| {
-            let outcome = self.fuzz(&target, seconds)?;
+            let outcome = self.fuzz(&target, options)?;
             eprintln!("{target}: {}", outcome.summary());
             if let Ok(mut outcomes) = outcomes.lock() {
                 outcomes.push((target, outcome));
@@ -133,21 +148,24 @@ impl Fuzzer {
     }
 
     /// Runs one target.
-    fn fuzz(&self, target: &str, seconds: u32) -> Result<Outcome> {
+    fn fuzz(&self, target: &str, options: &Options) -> Result<Outcome> {
+        let (seconds, seed) = (options.seconds, options.random_seed.unwrap_or(0));
         let directory = |name: &str| -> Result<PathBuf> {
             let path = self.place.join(name).join(target);
             fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
             Ok(path)
         };
         let (corpus, findings) = (directory("corpora")?, directory("findings")?);
-        run::output(self.command(target).env("ECAPTURE_FUZZ_SEEDS", &corpus))?;
+        run::output(&mut self.command(target, Some(&corpus))?)?;
         let log = self.place.join(format!("{target}.log"));
         let file = File::create(&log).with_context(|| log.display().to_string())?;
-        let mut command = self.command(target);
+        let mut command = self.command(target, None)?;
         command
             .arg(&corpus)
             .arg(format!("-artifact_prefix={}/", findings.display()))
             .arg(format!("-max_total_time={seconds}"))
+            // 0 stands for the time.
+            .arg(format!("-seed={seed}"))
             .args([
                 "-print_final_stats=1",
                 "-timeout=60",
@@ -172,12 +190,26 @@ impl Fuzzer {
         Ok(outcome)
     }
 
-    fn command(&self, target: &str) -> Command {
-        let mut command = Command::new(&self.program);
-        command
-            .env("ECAPTURE_FUZZ_TARGET", target)
-            .env("ECAPTURE_FUZZ_EXECUTABLES", &self.executables)
-            .env("RUST_BACKTRACE", "0");
-        command
+    /// The program with one target. `seeds`: it is only to write its seeds into that directory.
+    fn command(&self, target: &str, seeds: Option<&Path>) -> Result<Command> {
+        // Packet filters are tried out in the kernel.
+        let mut command = match target {
+            "packet_filter" => run::as_root("env")?,
+            _ => Command::new("env"),
+        };
+        let mut variable = |name: &str, value: &OsStr| {
+            let mut assignment = OsString::from(name);
+            assignment.push("=");
+            assignment.push(value);
+            command.arg(assignment);
+        };
+        variable("ECAPTURE_FUZZ_TARGET", target.as_ref());
+        variable("ECAPTURE_FUZZ_EXECUTABLES", &self.executables);
+        variable("RUST_BACKTRACE", "0".as_ref());
+        if let Some(seeds) = seeds {
+            variable("ECAPTURE_FUZZ_SEEDS", seeds.as_ref());
+        }
+        command.arg(&self.program);
+        Ok(command)
     }
 }

@@ -68,6 +68,7 @@ const NEEDS: &[Need] = &[
         &["clang-format"],
     ),
     need(Group::Demo, Sign::Header("pcap/pcap.h"), &["libpcap-dev"]),
+    need(Group::Test, Sign::Program("g++"), &["g++"]), // libFuzzer is C++
     need(Group::Test, Sign::Program("objdump"), &["binutils"]),
     need(
         Group::Test,

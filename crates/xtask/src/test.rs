@@ -50,7 +50,9 @@ pub fn run(options: &Options) -> Result<()> {
 
     if options.only.is_none() {
         stages.run("rustfmt", || {
-            run::visibly(cargo().args(["fmt", "--all", "--check"]))
+            run::visibly(cargo().args(["fmt", "--all", "--check"]))?;
+            let fuzz = ["--manifest-path", "fuzz/Cargo.toml"];
+            run::visibly(cargo().args(["fmt", "--check"]).args(fuzz))
         });
         stages.run("clippy", || {
             run::visibly(

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
@@ -17,7 +16,7 @@ use xtask::standalone;
 
 use crate::capture::{Capture, Signal, ecapture};
 use crate::exchange::{LONG, Program};
-use crate::third_party::{Site, free_port, program};
+use crate::third_party::{Caddy, Etcd, Site};
 
 /// An exchange as the program logged it.
 #[derive(Debug, Deserialize)]
@@ -335,39 +334,13 @@ fn caddys_answers_to_curl() -> Result<()> {
     fs::write(site.path("hello.txt"), &hello)?;
     let big: String = (0..620_000).map(|n| format!("{n:07}\n")).collect();
     fs::write(site.path("big.txt"), &big)?;
-    let port = free_port()?;
-    let config = format!(
-        "{{\n\tadmin off\n\tauto_https disable_redirects\n}}\n\
-         https://localhost:{port} {{\n\tbind 127.0.0.1\n\ttls {cert} {key}\n\
-         \troot * {root}\n\tencode /hello.txt gzip\n\tfile_server\n}}\n",
-        cert = site.path("cert.pem").display(),
-        key = site.path("key.pem").display(),
-        root = site.path("").display(),
-    );
-    fs::write(site.path("Caddyfile"), config)?;
-    let caddy = Child::spawn(
-        Command::new(program("caddy")?)
-            .args(["run", "--adapter", "caddyfile", "--config"])
-            .arg(site.path("Caddyfile"))
-            .env("HOME", site.path("")),
-    )?;
-    caddy.wait_for_line(Stream::Stderr, LONG, |line| {
-        line.contains("serving initial configuration")
-    })?;
-    let pid = caddy.pid().to_string();
+    let caddy = Caddy::serve(&site, "encode /hello.txt gzip")?;
+    let pid = caddy.process.pid().to_string();
     let capture = capture(
         &["--pid", &pid],
         "--events http,undecoded,lost --max-body 6000000",
     )?;
-    let curl = |path: &str, flags: &str| {
-        xtask::run::output(
-            Command::new(program("curl")?)
-                .args(["--silent", "--show-error", "--fail", "--cacert"])
-                .arg(site.path("cert.pem"))
-                .args(flags.split_whitespace())
-                .arg(format!("https://localhost:{port}/{path}")),
-        )
-    };
+    let curl = |path: &str, flags: &str| caddy.curl(&site, path, flags);
     for version in ["--http1.1", "--http2"] {
         ensure!(curl("hello.txt", version)? == hello);
         ensure!(curl("hello.txt", &format!("{version} --compressed"))? == hello);
@@ -413,37 +386,10 @@ fn caddys_answers_to_curl() -> Result<()> {
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn etcds_calls_are_grpc() -> Result<()> {
     let site = Site::new()?;
-    let client_url = format!("https://localhost:{}", free_port()?);
-    let peer_url = format!("http://127.0.0.1:{}", free_port()?);
-    let etcd = Child::spawn(
-        Command::new(program("etcd")?)
-            .args(["--name", "live", "--data-dir"])
-            .arg(site.path("data"))
-            .args(["--listen-client-urls", &client_url])
-            .args(["--advertise-client-urls", &client_url])
-            .args(["--listen-peer-urls", &peer_url])
-            .args(["--initial-advertise-peer-urls", &peer_url])
-            .args(["--initial-cluster", &format!("live={peer_url}")])
-            .arg("--cert-file")
-            .arg(site.path("cert.pem"))
-            .arg("--key-file")
-            .arg(site.path("key.pem")),
-    )?;
-    etcd.wait_for_line(Stream::Stderr, LONG, |line| {
-        line.contains("serving client requests") || line.contains("ready to serve client")
-    })?;
-    let etcdctl = |arguments: &[&str]| -> Result<Command> {
-        let mut command = Command::new(program("etcdctl")?);
-        command
-            .env("ETCDCTL_API", "3")
-            .args(["--endpoints", &client_url, "--cacert"])
-            .arg(site.path("cert.pem"))
-            .args(arguments);
-        Ok(command)
-    };
-    xtask::run::output(&mut etcdctl(&["get", "nothing"])?)?;
+    let etcd = Etcd::start(&site)?;
+    let etcdctl = |arguments: &[&str]| etcd.ctl(&site, arguments);
 
-    let pid = etcd.pid().to_string();
+    let pid = etcd.process.pid().to_string();
     let capture = capture(&["--pid", &pid], "--events http,message,undecoded,lost")?;
     let watch = Child::spawn(&mut etcdctl(&["watch", "live/key"])?)?;
     // The watch is announced once it has lasted, and then it is in place.

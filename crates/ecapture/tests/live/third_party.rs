@@ -20,36 +20,10 @@ fn caddy_serving_https_to_curl() -> Result<()> {
     fs::write(site.path("hello.txt"), "Grüße from caddy: plain as day\n")?;
     let big: String = (0..20_000).map(|n| format!("line {n}\n")).collect();
     fs::write(site.path("big.txt"), &big)?;
-    let port = free_port()?;
-    let config = format!(
-        "{{\n\tadmin off\n\tauto_https disable_redirects\n}}\n\
-         https://localhost:{port} {{\n\tbind 127.0.0.1\n\ttls {cert} {key}\n\
-         \troot * {root}\n\tfile_server\n}}\n",
-        cert = site.path("cert.pem").display(),
-        key = site.path("key.pem").display(),
-        root = site.path("").display(),
-    );
-    fs::write(site.path("Caddyfile"), config)?;
-    let caddy = Child::spawn(
-        Command::new(program("caddy")?)
-            .args(["run", "--adapter", "caddyfile", "--config"])
-            .arg(site.path("Caddyfile"))
-            .env("HOME", site.path("")),
-    )?;
-    caddy.wait_for_line(Stream::Stderr, LONG, |line| {
-        line.contains("serving initial configuration")
-    })?;
+    let caddy = Caddy::serve(&site, "")?;
 
-    let capture = Capture::of_pid(caddy.pid(), "")?;
-    let curl = |path: &str, flags: &str| {
-        xtask::run::output(
-            Command::new(program("curl")?)
-                .args(["--silent", "--show-error", "--fail", "--cacert"])
-                .arg(site.path("cert.pem"))
-                .args(flags.split_whitespace())
-                .arg(format!("https://localhost:{port}/{path}")),
-        )
-    };
+    let capture = Capture::of_pid(caddy.process.pid(), "")?;
+    let curl = |path: &str, flags: &str| caddy.curl(&site, path, flags);
     let hello = curl("hello.txt", "--http1.1 --header X-Secret:swordfish")?;
     ensure!(curl("big.txt", "--http1.1 --tlsv1.3")? == big);
     ensure!(curl("big.txt", "--http1.1 --tls-max 1.2")? == big);
@@ -75,39 +49,10 @@ fn caddy_serving_https_to_curl() -> Result<()> {
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn etcd_and_etcdctl_over_grpc() -> Result<()> {
     let site = Site::new()?;
-    let client_url = format!("https://localhost:{}", free_port()?);
-    let peer_url = format!("http://127.0.0.1:{}", free_port()?);
-    let etcd = Child::spawn(
-        Command::new(program("etcd")?)
-            .args(["--name", "live", "--data-dir"])
-            .arg(site.path("data"))
-            .args(["--listen-client-urls", &client_url])
-            .args(["--advertise-client-urls", &client_url])
-            .args(["--listen-peer-urls", &peer_url])
-            .args(["--initial-advertise-peer-urls", &peer_url])
-            .args(["--initial-cluster", &format!("live={peer_url}")])
-            .arg("--cert-file")
-            .arg(site.path("cert.pem"))
-            .arg("--key-file")
-            .arg(site.path("key.pem"))
-            .env_remove("ETCD_UNSUPPORTED_ARCH"),
-    )?;
-    etcd.wait_for_line(Stream::Stderr, LONG, |line| {
-        line.contains("serving client requests") || line.contains("ready to serve client")
-    })?;
-    let etcdctl = |arguments: &[&str]| {
-        xtask::run::output(
-            Command::new(program("etcdctl")?)
-                .env("ETCDCTL_API", "3")
-                .args(["--endpoints", &client_url, "--cacert"])
-                .arg(site.path("cert.pem"))
-                .args(arguments),
-        )
-    };
-    // The server is up once it answers.
-    etcdctl(&["get", "nothing"])?;
+    let etcd = Etcd::start(&site)?;
+    let etcdctl = |arguments: &[&str]| xtask::run::output(&mut etcd.ctl(&site, arguments)?);
 
-    let server = Capture::of_pid(etcd.pid(), "")?;
+    let server = Capture::of_pid(etcd.process.pid(), "")?;
     let client = Capture::of(&program("etcdctl")?, "")?;
     let value = "the value of the key, 42";
     ensure!(etcdctl(&["put", "live/key", value])?.trim() == "OK");
@@ -132,12 +77,101 @@ fn etcd_and_etcdctl_over_grpc() -> Result<()> {
 }
 
 /// The full path of a program.
-pub(crate) fn program(name: &str) -> Result<PathBuf> {
+fn program(name: &str) -> Result<PathBuf> {
     xtask::run::find(name).with_context(|| format!("{name} is missing: run `cargo xtask test`"))
 }
 
+/// A running caddy that serves the files of a site.
+pub(crate) struct Caddy {
+    pub(crate) process: Child,
+    port: u16,
+}
+
+impl Caddy {
+    /// Starts it, with more directives for its configuration, and waits until it serves.
+    pub(crate) fn serve(site: &Site, directives: &str) -> Result<Self> {
+        let port = free_port()?;
+        let config = format!(
+            "{{\n\tadmin off\n\tauto_https disable_redirects\n}}\n\
+             https://localhost:{port} {{\n\tbind 127.0.0.1\n\ttls {cert} {key}\n\
+             \troot * {root}\n\t{directives}\n\tfile_server\n}}\n",
+            cert = site.path("cert.pem").display(),
+            key = site.path("key.pem").display(),
+            root = site.path("").display(),
+        );
+        fs::write(site.path("Caddyfile"), config)?;
+        let process = Child::spawn(
+            Command::new(program("caddy")?)
+                .args(["run", "--adapter", "caddyfile", "--config"])
+                .arg(site.path("Caddyfile"))
+                .env("HOME", site.path("")),
+        )?;
+        process.wait_for_line(Stream::Stderr, LONG, |line| {
+            line.contains("serving initial configuration")
+        })?;
+        Ok(Self { process, port })
+    }
+
+    /// What curl gets for a file.
+    pub(crate) fn curl(&self, site: &Site, path: &str, flags: &str) -> Result<String> {
+        xtask::run::output(
+            Command::new(program("curl")?)
+                .args(["--silent", "--show-error", "--fail", "--cacert"])
+                .arg(site.path("cert.pem"))
+                .args(flags.split_whitespace())
+                .arg(format!("https://localhost:{}/{path}", self.port)),
+        )
+    }
+}
+
+/// A running etcd.
+pub(crate) struct Etcd {
+    pub(crate) process: Child,
+    url: String,
+}
+
+impl Etcd {
+    /// Starts it and waits until it answers.
+    pub(crate) fn start(site: &Site) -> Result<Self> {
+        let url = format!("https://localhost:{}", free_port()?);
+        let peer_url = format!("http://127.0.0.1:{}", free_port()?);
+        let process = Child::spawn(
+            Command::new(program("etcd")?)
+                .args(["--name", "live", "--data-dir"])
+                .arg(site.path("data"))
+                .args(["--listen-client-urls", &url])
+                .args(["--advertise-client-urls", &url])
+                .args(["--listen-peer-urls", &peer_url])
+                .args(["--initial-advertise-peer-urls", &peer_url])
+                .args(["--initial-cluster", &format!("live={peer_url}")])
+                .arg("--cert-file")
+                .arg(site.path("cert.pem"))
+                .arg("--key-file")
+                .arg(site.path("key.pem"))
+                .env_remove("ETCD_UNSUPPORTED_ARCH"),
+        )?;
+        process.wait_for_line(Stream::Stderr, LONG, |line| {
+            line.contains("serving client requests") || line.contains("ready to serve client")
+        })?;
+        let etcd = Self { process, url };
+        xtask::run::output(&mut etcd.ctl(site, &["get", "nothing"])?)?;
+        Ok(etcd)
+    }
+
+    /// The command etcdctl.
+    pub(crate) fn ctl(&self, site: &Site, arguments: &[&str]) -> Result<Command> {
+        let mut command = Command::new(program("etcdctl")?);
+        command
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", &self.url, "--cacert"])
+            .arg(site.path("cert.pem"))
+            .args(arguments);
+        Ok(command)
+    }
+}
+
 /// A port that was free just now.
-pub(crate) fn free_port() -> Result<u16> {
+fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 

@@ -25,6 +25,8 @@ enum Phase {
     Idle,
     /// Something may have been sent that we did not see.
     Unknown,
+    /// A head was sent whose status is not known: it may be informational.
+    Started,
     /// The head was sent, or given up as unknown.
     Body,
     /// All was sent.
@@ -195,7 +197,15 @@ impl Streams {
             if let Some(trouble) = block.trouble.take() {
                 sink(place.trouble(trouble));
             }
-            stream.request(client, block, wire_length, sink);
+            // The offset is one of what the server sent.
+            stream.request(client, block, wire_length, &mut |event| {
+                sink(match event {
+                    HttpEvent::Trouble(id, _, offset, why) => {
+                        HttpEvent::Trouble(id, place.side, offset, why)
+                    }
+                    event => event,
+                });
+            });
         }
         stream.phases[Side::Client.index()] = Phase::Body;
         self.end(client, sink);
@@ -210,7 +220,7 @@ impl Streams {
         match *phase {
             Phase::Idle => sink(place.trouble(Trouble::Malformed("HTTP/2 DATA ahead of HEADERS"))),
             Phase::Unknown => sink(place.trouble(Trouble::MidStream)),
-            Phase::Body => {}
+            Phase::Started | Phase::Body => {}
             Phase::Done => {
                 sink(place.trouble(Trouble::Malformed(
                     "HTTP/2 DATA behind the end of a message",
@@ -362,7 +372,7 @@ impl Stream {
         self.phases[Side::Server.index()] = match status {
             Some(100..=199) => Phase::Idle,
             Some(_) => Phase::Body,
-            None => Phase::Unknown,
+            None => Phase::Started,
         };
         sink(HttpEvent::Response(
             place.id(),
@@ -395,8 +405,8 @@ fn meaning(phase: Phase, block: &FieldBlock, end: bool) -> Meaning {
     match phase {
         Phase::Idle => Meaning::Head,
         Phase::Body | Phase::Done => Meaning::Trailers,
-        Phase::Unknown if block.is_head() || !end => Meaning::Head,
-        Phase::Unknown if block.unknown_first => Meaning::Unclear,
-        Phase::Unknown => Meaning::Trailers,
+        Phase::Unknown | Phase::Started if block.is_head() || !end => Meaning::Head,
+        Phase::Unknown | Phase::Started if block.unknown_first => Meaning::Unclear,
+        Phase::Unknown | Phase::Started => Meaning::Trailers,
     }
 }

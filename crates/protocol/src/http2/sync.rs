@@ -5,11 +5,11 @@
 //! boundary if what follows is a chain of frames as strict senders write them (types, flags, lengths and
 //! streams that fit together, header blocks that decode), long enough to be no accident. Evidence is
 //! counted roughly in bits: a place in random bytes passes with a probability of 2^-40. The first frame
-//! has to be convincing by itself ([`Weight::alone`]): what follows does not vouch for it, because a
+//! has to be convincing by itself (`alone`): what follows does not vouch for it, because a
 //! wrong length often enough leads to the beginning of a real frame. Only a body that contains HTTP/2
 //! itself can look like one.
 
-use super::frame::{FrameHeader, HEADER_LENGTH, flag, fragment, kind};
+use super::frame::{DEFAULT_MAX_LENGTH, FrameHeader, HEADER_LENGTH, flag, fragment, kind};
 use super::head::FieldBlock;
 use crate::Side;
 use crate::hpack::Decoder;
@@ -20,36 +20,25 @@ pub const MAX_WINDOW: usize = 128 << 10;
 /// Evidence that is enough, in bits, for the first frame and for the chain.
 const ENOUGH: u32 = 40;
 
-/// What a frame proves, in bits.
-#[derive(Clone, Copy)]
-struct Weight {
-    /// How unlikely random bytes are to be such a frame.
-    alone: u32,
-    /// What it adds to a chain: less, because other data aren't random. Small numbers are common.
-    chained: u32,
-}
-
-impl Weight {
-    /// The weight of a frame whose length and stream are free, beyond what its type and flags prove.
-    fn of_numbers(frame: &FrameHeader, bits: u32) -> Self {
-        let (length, stream) = (
-            frame.length.leading_zeros() - 8,
-            frame.stream.leading_zeros(),
-        );
-        Self {
-            alone: bits + length + stream,
-            chained: bits + length / 2 + stream / 2,
-        }
-    }
-
-    /// The weight of a frame of which nearly nothing is free.
-    fn of_fixed(chained: u32) -> Self {
-        Self {
-            alone: ENOUGH,
-            chained,
-        }
+/// What a frame's header proves by itself, in bits: how unlikely random bytes are to be one.
+fn alone(frame: &FrameHeader) -> u32 {
+    match frame.kind {
+        kind::DATA => 14 + zeros(frame),
+        kind::HEADERS | kind::PUSH_PROMISE => 12 + zeros(frame),
+        // Their lengths are free, and they are rare.
+        kind::ALTSVC | kind::ORIGIN | kind::PRIORITY_UPDATE => 0,
+        _ => ENOUGH,
     }
 }
+
+/// Leading zeros of a frame's length and stream.
+fn zeros(frame: &FrameHeader) -> u32 {
+    frame.length.leading_zeros() - 8 + frame.stream.leading_zeros()
+}
+
+/// Longest GOAWAY and SETTINGS frame that a search believes in.
+const MAX_GOAWAY: u32 = 1024;
+const MAX_SETTINGS: u32 = 6 * 32;
 
 /// Header blocks longer than this are not taken for evidence.
 const MAX_BLOCK: u32 = 16 << 10;
@@ -97,8 +86,8 @@ impl Work {
 #[derive(Debug)]
 pub(super) struct Search {
     side: Side,
-    /// The longest frame that the other side allows, if we know.
-    max_length: Option<u32>,
+    /// The longest frame to believe in.
+    max_length: u32,
     window: Vec<u8>,
     /// Offset of the window in what the side sent.
     offset: u64,
@@ -120,10 +109,12 @@ impl Search {
         self.window.capacity()
     }
 
+    /// A search in what `side` sends. `max_length` is the longest frame that the other side allows; if
+    /// that is not known, what all allow has to do: a wrong length must not hold up the search for long.
     pub(super) fn new(side: Side, max_length: Option<u32>) -> Self {
         Self {
             side,
-            max_length,
+            max_length: max_length.unwrap_or(DEFAULT_MAX_LENGTH),
             window: Vec::new(),
             offset: 0,
             need: 0,
@@ -201,13 +192,14 @@ impl Search {
                 }
                 None => frame.kind != kind::CONTINUATION,
             };
-            if !expected || !self.plausible(&frame) {
+            let convincing = at > 0 || alone(&frame) >= ENOUGH;
+            if !expected || !convincing || !self.plausible(&frame) {
                 return Verdict::No;
             }
             let end = at + HEADER_LENGTH + frame.length as usize;
             let payload = rest.get(..frame.length as usize);
             let weight = if frame.kind == kind::DATA {
-                Some(data_weight(&frame))
+                Some((14 + zeros(&frame) / 2).min(20))
             } else {
                 let Some(payload) = payload else {
                     return perhaps(end, false);
@@ -226,10 +218,8 @@ impl Search {
                 }
             };
             match weight {
-                Some(weight) if evidence > 0 || weight.alone >= ENOUGH => {
-                    evidence += weight.chained;
-                }
-                _ => return Verdict::No,
+                Some(weight) => evidence += weight,
+                None => return Verdict::No,
             }
             if evidence >= ENOUGH {
                 return Verdict::Boundary;
@@ -247,11 +237,13 @@ impl Search {
         !frame.reserved
             && frame.check(self.side).is_ok()
             && flags.is_some_and(|defined| frame.flags & !defined == 0)
-            && self.max_length.is_none_or(|max| frame.length <= max)
+            && frame.length <= self.max_length
             && match frame.kind {
                 kind::DATA => frame.length > 0 || frame.has(flag::END_STREAM),
                 kind::HEADERS | kind::PUSH_PROMISE => (1..=MAX_BLOCK).contains(&frame.length),
                 kind::CONTINUATION => frame.length <= MAX_BLOCK,
+                kind::GOAWAY => frame.length <= MAX_GOAWAY,
+                kind::SETTINGS => frame.length <= MAX_SETTINGS,
                 _ => true,
             }
     }
@@ -263,7 +255,7 @@ impl Search {
         payload: &[u8],
         block: &mut Option<(FrameHeader, Vec<u8>)>,
         work: &mut Work,
-    ) -> Option<Option<Weight>> {
+    ) -> Option<Option<u32>> {
         work.spend(payload.len())?;
         let (fragment, _) = fragment(frame, payload).ok()?;
         let (first, mut bytes) = block.take().unwrap_or((*frame, Vec::new()));
@@ -279,7 +271,7 @@ impl Search {
     }
 
     /// What a header block proves: more with every pseudo-header field. `None` if it is none.
-    fn block_weight(&self, first: &FrameHeader, bytes: &[u8]) -> Option<Weight> {
+    fn block_weight(&self, first: &FrameHeader, bytes: &[u8]) -> Option<u32> {
         let block = FieldBlock::decode(&mut Decoder::joined(), bytes).ok()?;
         let asks = self.side == Side::Client || first.kind == kind::PUSH_PROMISE;
         let wrong_side = if asks {
@@ -300,25 +292,17 @@ impl Search {
             return None;
         }
         let pseudo = block.request_fields() as u32 + u32::from(status.is_some());
-        Some(Weight::of_numbers(first, 12 + 8 * pseudo))
+        Some(12 + zeros(first) / 2 + 8 * pseudo)
     }
 }
 
-/// What a DATA frame's header proves.
-fn data_weight(frame: &FrameHeader) -> Weight {
-    let weight = Weight::of_numbers(frame, 14);
-    Weight {
-        chained: weight.chained.min(20),
-        ..weight
-    }
-}
-
-/// What a frame of another type proves; `None` if its payload is not valid.
-fn control_weight(frame: &FrameHeader, payload: &[u8]) -> Option<Weight> {
+/// What a frame of another type adds to a chain, less than by itself, because other data are not random;
+/// `None` if its payload is not valid.
+fn control_weight(frame: &FrameHeader, payload: &[u8]) -> Option<u32> {
     let number = payload
         .first_chunk()
         .map_or(0, |first| u32::from_be_bytes(*first));
-    let chained = match frame.kind {
+    match frame.kind {
         kind::SETTINGS if payload.is_empty() => frame.has(flag::ACK).then_some(20),
         kind::SETTINGS => {
             let known = |setting: &[u8]| setting[0] == 0 && (1..=16).contains(&setting[1]);
@@ -328,12 +312,6 @@ fn control_weight(frame: &FrameHeader, payload: &[u8]) -> Option<Weight> {
         kind::WINDOW_UPDATE => (number != 0 && number >> 31 == 0).then_some(24),
         kind::PING | kind::GOAWAY => Some(32),
         kind::PRIORITY => Some(16),
-        _ => {
-            return Some(Weight {
-                alone: 0,
-                chained: 8,
-            });
-        }
-    };
-    chained.map(Weight::of_fixed)
+        _ => Some(8),
+    }
 }

@@ -314,6 +314,29 @@ fn go_away_resets_the_streams_that_were_not_looked_at() {
 }
 
 #[test]
+fn trouble_with_a_promised_request_is_where_the_server_sent_it() {
+    let mut decoder = Http2::new();
+    decoder.data(Client, 0, PREFACE, &mut |_| {});
+    // A scheme alone.
+    let incomplete = [&[0, 0, 0, 2][..], &[0x87]].concat();
+    let promise = frame(kind::PUSH_PROMISE, flag::END_HEADERS, 1, &incomplete);
+    let mut found = Vec::new();
+    decoder.data(
+        Server,
+        0,
+        &frame(kind::SETTINGS, 0, 0, &[0; 60]),
+        &mut |_| {},
+    );
+    decoder.data(Server, 69, &promise, &mut |event| {
+        if let HttpEvent::Trouble(_, side, offset, _) = event {
+            found.push((side, offset));
+        }
+    });
+    assert!(found.contains(&(Server, 69)), "{found:?}");
+    assert!(found.iter().all(|(side, _)| *side == Server), "{found:?}");
+}
+
+#[test]
 fn pushed_exchange_is_one_like_others() {
     let mut watch = Watch::new();
     watch.send(Client, &headers(END, 1, GET)).take();

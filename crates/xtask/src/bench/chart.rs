@@ -5,7 +5,8 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::stats::Spread;
+use super::mode::Mode;
+use super::stats::{Rounds, Spread};
 
 const WIDTH: u32 = 920;
 const HEIGHT: u32 = 420;
@@ -35,6 +36,38 @@ pub(super) struct Series {
 }
 
 impl Chart {
+    /// A figure of each mode, relative to the unprobed program's, with a group for each of `measured`.
+    pub(super) fn over_unprobed<S>(
+        title: &str,
+        measured: &[(u32, Rounds<Mode, S>)],
+        group: impl Fn(u32) -> String,
+        figure: impl Fn(&S) -> f64,
+    ) -> Result<Self> {
+        let (_, first) = measured
+            .first()
+            .ok_or_else(|| anyhow!("nothing was measured"))?;
+        let mut series = Vec::new();
+        for mode in first.kinds().filter(|&mode| mode != Mode::Unprobed) {
+            let mut values = Vec::new();
+            for (_, rounds) in measured {
+                let unprobed = rounds.spread(Mode::Unprobed, &figure)?.median;
+                values.push(Some(rounds.spread(mode, &figure)?.over(unprobed)));
+            }
+            series.push(Series {
+                name: mode.name().into(),
+                colour: mode.colour(),
+                values,
+            });
+        }
+        Ok(Self {
+            title: title.into(),
+            axis: "× unprobed".into(),
+            groups: measured.iter().map(|&(size, _)| group(size)).collect(),
+            series,
+            digits: 2,
+        })
+    }
+
     /// The chart as the text of an SVG file.
     pub(super) fn svg(&self) -> Result<String> {
         let mut svg = String::new();

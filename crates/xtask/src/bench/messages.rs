@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::Bench;
-use super::chart::{Chart, Series};
+use super::chart::Chart;
 use super::exchange::{Sample, Work};
 use super::mode::Mode;
 use super::report::{Findings, Table, with_extremes};
@@ -70,17 +70,19 @@ fn round_trips(bench: &Bench, findings: &mut Findings) -> Result<()> {
     }
     findings.chart(
         "round-trip.svg",
-        &chart(
+        &Chart::over_unprobed(
             "Round trip, as a multiple of the unprobed one",
             &measured,
+            bytes,
             |sample| sample.wall,
         )?,
     )?;
     findings.chart(
         "cpu.svg",
-        &chart(
+        &Chart::over_unprobed(
             "CPU time of the captured process, as a multiple of the unprobed one",
             &measured,
+            bytes,
             |sample| sample.cpu,
         )?,
     )?;
@@ -219,43 +221,13 @@ fn throughput(bench: &Bench, findings: &mut Findings) -> Result<()> {
         measured.push((size, rounds));
     }
     // Time for a message: its inverse is the throughput.
-    let chart = chart(
+    let chart = Chart::over_unprobed(
         "Throughput, as a fraction of the unprobed one",
         &measured,
+        bytes,
         |sample| 1.0 / sample.wall,
     )?;
     findings.chart("throughput.svg", &chart)
-}
-
-/// A figure of each mode and size, relative to the unprobed program's.
-fn chart(
-    title: &str,
-    measured: &[(u32, Measured)],
-    figure: impl Fn(&Sample) -> f64,
-) -> Result<Chart> {
-    let Some((_, first)) = measured.first() else {
-        anyhow::bail!("nothing was measured");
-    };
-    let mut series = Vec::new();
-    for mode in first.kinds().filter(|&mode| mode != Mode::Unprobed) {
-        let mut values = Vec::new();
-        for (_, rounds) in measured {
-            let unprobed = rounds.spread(Mode::Unprobed, &figure)?.median;
-            values.push(Some(rounds.spread(mode, &figure)?.over(unprobed)));
-        }
-        series.push(Series {
-            name: mode.name().into(),
-            colour: mode.colour(),
-            values,
-        });
-    }
-    Ok(Chart {
-        title: title.into(),
-        axis: "× unprobed".into(),
-        groups: measured.iter().map(|(size, _)| bytes(*size)).collect(),
-        series,
-        digits: 2,
-    })
 }
 
 /// `100 B`, `4 KiB`.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::Bench;
-use super::chart::{Chart, Series};
+use super::chart::Chart;
 use super::exchange::{number, result};
 use super::mode::{Mode, PATIENCE};
 use super::report::{Findings, Table, with_extremes};
@@ -59,17 +59,19 @@ pub(super) fn measure(bench: &Bench) -> Result<Findings> {
     }
     findings.chart(
         "service-requests.svg",
-        &chart(
+        &Chart::over_unprobed(
             "Requests per second, as a fraction of the unprobed service's",
             &measured,
+            connections,
             |sample| sample.requests_per_second,
         )?,
     )?;
     findings.chart(
         "service-p99.svg",
-        &chart(
+        &Chart::over_unprobed(
             "99th percentile of latency, as a multiple of the unprobed service's",
             &measured,
+            connections,
             |sample| sample.p99,
         )?,
     )?;
@@ -102,36 +104,6 @@ fn table(rounds: &Measured) -> Result<Table> {
         ]);
     }
     Ok(table)
-}
-
-fn chart(
-    title: &str,
-    measured: &[(u32, Measured)],
-    figure: impl Fn(&Sample) -> f64,
-) -> Result<Chart> {
-    let mut series = Vec::new();
-    for mode in MODES.into_iter().filter(|&mode| mode != Mode::Unprobed) {
-        let mut values = Vec::new();
-        for (_, rounds) in measured {
-            let unprobed = rounds.spread(Mode::Unprobed, &figure)?.median;
-            values.push(Some(rounds.spread(mode, &figure)?.over(unprobed)));
-        }
-        series.push(Series {
-            name: mode.name().into(),
-            colour: mode.colour(),
-            values,
-        });
-    }
-    Ok(Chart {
-        title: title.into(),
-        axis: "× unprobed".into(),
-        groups: measured
-            .iter()
-            .map(|&(conns, _)| connections(conns))
-            .collect(),
-        series,
-        digits: 2,
-    })
 }
 
 fn sample(bench: &Bench, conns: u32, mode: Mode) -> Result<Sample> {

@@ -60,7 +60,7 @@ impl Machine<'_> {
             .arg(self.kernel.initramfs())
             .arg("-append")
             .arg(format!(
-                "console={console} quiet panic=-1 {}",
+                "console={console} quiet panic=-1 no_timer_check {}",
                 self.command_line
             ));
         let modules = self.kernel.disk();
