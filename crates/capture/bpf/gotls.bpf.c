@@ -102,27 +102,43 @@ static __always_inline bool argument(const volatile struct target *target,
 const volatile __u8 filter_by_process = 0;
 const volatile __u8 unlisted_processes_too = 0;
 
-/* The number of the executable that a process is captured as. A file that several overlays show has
- * as many names, and a program on it for each; only one of them is to tell of a process. */
+/* A process and a file that it executes, or has mapped, by the number of its first target. A file
+ * that several overlays show has as many numbers, and a program on it for each; only one of them is
+ * to tell of a process. */
+struct process_file {
+	__u32 pid;
+	__u32 file;
+};
+
+/* Stands for whatever file: the process is in the table. */
+#define ANY_FILE ((__u32)-1)
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1); /* set by user space */
-	__type(key, __u32);
-	__type(value, __u32);
+	__type(key, struct process_file);
+	__type(value, __u8);
 } wanted_processes SEC(".maps");
 
-/* Says who runs, and whether the user wants to see it; `number` is the executable's. */
-static __always_inline bool wanted_process(struct process *process, __u32 number)
+/* Says who runs, and whether the user wants to see it. */
+static __always_inline bool wanted_process(struct process *process,
+					   const volatile struct target *target)
 {
-	const __u32 *listed;
+	struct process_file key = {};
 
 	if (!current_process(process) || (filter_pid && process->pid != filter_pid) ||
 	    !wanted_user())
 		return false;
 	if (!filter_by_process)
 		return true;
-	listed = bpf_map_lookup_elem(&wanted_processes, &process->pid);
-	return listed ? *listed == number : unlisted_processes_too;
+	key.pid = process->pid;
+	key.file = target->file;
+	if (bpf_map_lookup_elem(&wanted_processes, &key))
+		return true;
+	if (!unlisted_processes_too)
+		return false;
+	key.file = ANY_FILE;
+	return !bpf_map_lookup_elem(&wanted_processes, &key);
 }
 
 /* One call of Write or Read, or what is left of it. */
@@ -379,7 +395,7 @@ static __always_inline void capture(enum direction direction, __u64 conn, __u64 
 	/* A Go slice's length is an int: a larger number is not a length. */
 	if (!length || length >> 63)
 		return;
-	if (!wanted_process(&call.process, hit->target_number))
+	if (!wanted_process(&call.process, hit->target))
 		return;
 	call.time_ns = bpf_ktime_get_ns();
 	call.connection = find_connection(&call);
@@ -435,7 +451,8 @@ forget:
  * its memory used again, which the word that we compare cannot tell if that memory was used again
  * too. (A client that renegotiates, which TLS 1.2 allows and Go refuses unless asked to, therefore
  * goes on as another connection.) */
-static __always_inline void begin_connection(__u64 conn, __u64 source, __u32 number)
+static __always_inline void begin_connection(__u64 conn, __u64 source,
+					     const volatile struct target *target)
 {
 	struct connection fresh = {.from_start = 1};
 	struct connection_key key = {.conn = conn};
@@ -446,7 +463,7 @@ static __always_inline void begin_connection(__u64 conn, __u64 source, __u32 num
 		return;
 	if (type != HANDSHAKE_CLIENT_HELLO && type != HANDSHAKE_SERVER_HELLO)
 		return;
-	if (!wanted_process(&process, number))
+	if (!wanted_process(&process, target))
 		return;
 	end_connection(&process, conn, CLOSE_DROPPED);
 	if (!read_word(&fresh.inner, conn + TLS_CONN_INNER_DATA))
@@ -496,7 +513,7 @@ static __always_inline int write_record_with(const struct registers *registers,
 	    !argument(target, registers, 3, &length))
 		goto unknown;
 	if (type == RECORD_TYPE_HANDSHAKE)
-		begin_connection(conn, source, number);
+		begin_connection(conn, source, target);
 	else
 		capture(DIRECTION_WRITE, conn, source, length, &hit, repeat);
 	return 0;
@@ -594,7 +611,7 @@ int close_conn(struct registers *registers)
 	keep_stack(registers);
 	if (!target || (target->close_at_stack_check && stack_will_grow(registers)))
 		return 0;
-	if (argument(target, registers, 0, &conn) && wanted_process(&process, number))
+	if (argument(target, registers, 0, &conn) && wanted_process(&process, target))
 		end_connection(&process, conn, CLOSE_CALLED);
 	return 0;
 }
@@ -612,14 +629,14 @@ struct key {
 
 static const char CLIENT_RANDOM[13] = "CLIENT_RANDOM";
 
-static __always_inline int send_key(const struct key *key, __u32 number)
+static __always_inline int send_key(const struct key *key, const volatile struct target *target)
 {
 	__u64 label_length = key->label ? key->label_length : sizeof(CLIENT_RANDOM);
 	__u64 secret_length = key->secret_length;
 	struct process process = {};
 	struct key_record *record;
 
-	if (!wanted_process(&process, number))
+	if (!wanted_process(&process, target))
 		return 0;
 	if (!label_length || label_length > KEY_LABEL_MAX || !secret_length ||
 	    secret_length > KEY_SECRET_MAX || key->client_random_length != CLIENT_RANDOM_LEN) {
@@ -674,7 +691,7 @@ int write_key_log(struct registers *registers)
 		count(&shared.unknown_calls, 1);
 		return 0;
 	}
-	return send_key(&key, number);
+	return send_key(&key, target);
 }
 
 /* func (c *Config) writeKeyLog(clientRandom, masterSecret []byte) error, before Go 1.12 */
@@ -695,7 +712,7 @@ int write_key_log_unlabelled(struct registers *registers)
 		count(&shared.unknown_calls, 1);
 		return 0;
 	}
-	return send_key(&key, number);
+	return send_key(&key, target);
 }
 
 /* func keysFromMasterSecret(version uint16, suite *cipherSuite, masterSecret, clientRandom,
@@ -717,5 +734,5 @@ int master_secret(struct registers *registers)
 		count(&shared.unknown_calls, 1);
 		return 0;
 	}
-	return send_key(&key, number);
+	return send_key(&key, target);
 }

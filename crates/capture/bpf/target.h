@@ -30,6 +30,8 @@ struct target {
 	__u64 read_site;
 	/* Offset of runtime.g's goid; 0: not known. */
 	__u32 goroutine_id;
+	/* The number of the first target in the same file, which has one for each TLS package. */
+	__u32 file;
 };
 
 /* Where things are, in bytes from the start of the struct; crates/gobin/src/connection.rs. */

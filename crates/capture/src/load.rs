@@ -4,6 +4,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 
+use gobin::ConnectionPlan;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, OpenObject, libbpf_sys};
 
@@ -58,8 +59,8 @@ impl Repeat {
 /// Which executables an object's programs serve.
 #[derive(Clone, Copy)]
 pub(crate) enum Serving<'a> {
-    /// One, which the verifier knows.
-    One(&'a Target),
+    /// One, which the verifier knows, and there are so many that share the maps.
+    One { target: &'a Target, of: u32 },
     /// One of several objects' executables; they share the maps, and have different numbers.
     Sharing {
         target: &'a Target,
@@ -73,7 +74,7 @@ pub(crate) enum Serving<'a> {
 impl Serving<'_> {
     fn target(&self) -> Option<&Target> {
         match self {
-            Self::One(target) | Self::Sharing { target, .. } => Some(target),
+            Self::One { target, .. } | Self::Sharing { target, .. } => Some(target),
             Self::Many(_) => None,
         }
     }
@@ -81,7 +82,7 @@ impl Serving<'_> {
     fn number(&self) -> u32 {
         match self {
             Self::Sharing { number, .. } => *number,
-            Self::One(_) | Self::Many(_) => 0,
+            Self::One { .. } | Self::Many(_) => 0,
         }
     }
 }
@@ -101,7 +102,8 @@ pub(crate) fn load(
             let mut open = open()?;
             configure(&mut open, serving, options, ring_bytes)?;
             if selection.is_some() {
-                let room = ProbeSet::PROCESSES_MAX;
+                // Each is there for each of its files, and once more if others are captured too.
+                let room = 2 * ProbeSet::PROCESSES_MAX;
                 open.maps.wanted_processes.set_max_entries(room)?;
             }
             let rodata = rodata(&mut open)?;
@@ -147,9 +149,16 @@ fn configure(
     ring_bytes: u32,
 ) -> libbpf_rs::Result<()> {
     open.maps.ring.set_max_entries(ring_bytes)?;
-    if let Serving::Many(executables) = serving {
-        open.maps.executables.set_max_entries(executables)?;
-        open.maps.dynamic_types.set_max_entries(TYPES_OF_MANY)?;
+    match serving {
+        Serving::Many(executables) => {
+            open.maps.executables.set_max_entries(executables)?;
+            open.maps.dynamic_types.set_max_entries(TYPES_OF_MANY)?;
+        }
+        Serving::One { of, .. } => {
+            let types = ConnectionPlan::TYPES_MAX as u32 * of;
+            open.maps.dynamic_types.set_max_entries(types)?;
+        }
+        Serving::Sharing { .. } => {}
     }
     let rodata = rodata(open)?;
     rodata.many_targets = matches!(serving, Serving::Many(_)).into();

@@ -54,10 +54,11 @@ pub struct SetOptions {
     pub objects: Option<Objects>,
 }
 
-/// One of the executables of a set.
+/// One of the executables of a set: the number of its first target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TargetId(u32);
 
+/// A TLS package of an executable.
 struct Attached {
     // Detached before the programs are unloaded.
     links: Vec<Link>,
@@ -69,6 +70,7 @@ struct Attached {
 
 /// Uprobes in many executables. They are gone when this is dropped.
 pub struct ProbeSet {
+    /// By number; one for each TLS package of each executable.
     attached: BTreeMap<u32, Attached>,
     /// Has the maps, and the programs if there is one object for all.
     base: GotlsSkel<'static>,
@@ -81,7 +83,7 @@ pub struct ProbeSet {
 impl std::fmt::Debug for ProbeSet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ProbeSet")
-            .field("executables", &self.attached.len())
+            .field("targets", &self.attached.len())
             .field("objects", &self.objects)
             .field("kind", &self.kind)
             .finish_non_exhaustive()
@@ -89,7 +91,8 @@ impl std::fmt::Debug for ProbeSet {
 }
 
 impl ProbeSet {
-    /// How many executables can be attached to at the same time.
+    /// How many executables can be attached to at the same time; those with several TLS packages count
+    /// for each.
     pub const EXECUTABLES_MAX: u32 = 1024;
 
     /// How many processes can be wanted at the same time.
@@ -125,21 +128,40 @@ impl ProbeSet {
         })
     }
 
-    /// Attaches to an executable as the plan says. Either every probe of it is in place afterwards, or
-    /// none.
+    /// Attaches to an executable, or a shared library, as the plans for its TLS packages say. Either every
+    /// probe of it is in place afterwards, or none.
     pub fn attach(
         &mut self,
         executable: &Executable,
-        wanted: Wanted<'_>,
+        wanted: &[Wanted<'_>],
     ) -> Result<TargetId, Error> {
+        let mut id = None;
+        for wanted in wanted {
+            let attached = self.attach_package(executable, *wanted, id);
+            let number = attached.inspect_err(|_| self.detach(id.as_slice()))?;
+            id.get_or_insert(TargetId(number));
+        }
+        id.ok_or_else(|| Error::Load {
+            reason: "there is nothing to attach to".into(),
+        })
+    }
+
+    /// Attaches to one of an executable's packages, of which the first may be attached to already.
+    fn attach_package(
+        &mut self,
+        executable: &Executable,
+        wanted: Wanted<'_>,
+        first: Option<TargetId>,
+    ) -> Result<u32, Error> {
         check_architecture(wanted.arch())?;
-        let target = target(wanted)?;
+        let mut target = target(wanted)?;
         let mut numbers = 0..Self::EXECUTABLES_MAX;
         let number = numbers.find(|number| !self.attached.contains_key(number));
         let number = number.ok_or(Error::TooManyExecutables {
             limit: Self::EXECUTABLES_MAX,
         })?;
-        let placements = placements(wanted, Repeat::of_this_kernel());
+        target.arguments.file = first.map_or(number, |first| first.0);
+        let placements = placements(&wanted, Repeat::of_this_kernel());
         let sites = placements.iter().map(|placed| placed.sites.len()).sum();
 
         let (links, skeleton) = match self.objects {
@@ -168,7 +190,7 @@ impl ProbeSet {
                 sites,
             },
         );
-        Ok(TargetId(number))
+        Ok(number)
     }
 
     /// Tells the one object's programs about an executable.
@@ -219,9 +241,16 @@ impl ProbeSet {
     /// Detaches from some executables; it takes no longer for many than for one. Ids that are not there
     /// are left out.
     pub fn detach(&mut self, ids: &[TargetId]) {
-        let mut gone: Vec<_> = ids
+        let is_gone = |target: &Target| ids.contains(&TargetId(target.arguments.file));
+        let numbers: Vec<_> = self
+            .attached
             .iter()
-            .filter_map(|id| Some((id.0, self.attached.remove(&id.0)?)))
+            .filter(|(_, attached)| is_gone(&attached.target))
+            .map(|(number, _)| *number)
+            .collect();
+        let mut gone: Vec<_> = numbers
+            .into_iter()
+            .filter_map(|number| Some((number, self.attached.remove(&number)?)))
             .collect();
         let links = gone.iter_mut().flat_map(|(_, gone)| gone.links.drain(..));
         drop_at_once(&mut links.collect());
@@ -233,24 +262,39 @@ impl ProbeSet {
 
     /// Detaches from all of them. What is in the ring buffer stays there to be read.
     pub fn detach_all(&mut self) {
-        let ids: Vec<_> = self.attached.keys().copied().map(TargetId).collect();
+        let files = self
+            .attached
+            .values()
+            .map(|attached| attached.target.arguments.file);
+        let ids: Vec<_> = files.map(TargetId).collect();
         self.detach(&ids);
     }
 
-    /// Captures from this process too, as one that runs this executable. A file that has several
-    /// identities, because several overlays show it, may be attached to for each; of a process that was
-    /// named here, each call is captured once all the same.
+    /// Captures from this process too, as one that runs this executable, or has mapped this library. A
+    /// file that has several identities, because several overlays show it, may be attached to for each; of
+    /// a process that was named here, each call is captured once all the same.
     pub fn want(&self, pid: u32, id: TargetId) -> Result<(), Error> {
         let processes = &self.base.maps.wanted_processes;
-        processes
-            .update(&pid.to_ne_bytes(), &id.0.to_ne_bytes(), MapFlags::ANY)
-            .map_err(map_error("the table of wanted processes"))
+        // If it is captured anyhow, then only by way of this file from now on.
+        let any = (self.set.selection == Selection::EveryProcess).then_some(ANY_FILE);
+        [Some(id.0), any]
+            .into_iter()
+            .flatten()
+            .try_for_each(|file| {
+                processes
+                    .update(&process_file(pid, file), &[1], MapFlags::ANY)
+                    .map_err(map_error("the table of wanted processes"))
+            })
     }
 
-    /// No longer captures from this process.
-    pub fn forget(&self, pid: u32) {
-        // It need not be there.
-        let _ = self.base.maps.wanted_processes.delete(&pid.to_ne_bytes());
+    /// No longer captures from this process by way of these files.
+    pub fn forget(&self, pid: u32, ids: impl IntoIterator<Item = TargetId>) {
+        let files = ids.into_iter().map(|id| id.0).chain([ANY_FILE]);
+        for file in files {
+            // It need not be there.
+            let key = process_file(pid, file);
+            let _ = self.base.maps.wanted_processes.delete(&key);
+        }
     }
 
     /// The reading end of the ring buffer. There is one.
@@ -266,11 +310,17 @@ impl ProbeSet {
     pub fn sites(&self) -> usize {
         self.attached.values().map(|attached| attached.sites).sum()
     }
+}
 
-    /// How many executables are attached to.
-    pub fn executables(&self) -> usize {
-        self.attached.len()
-    }
+/// gotls.bpf.c
+const ANY_FILE: u32 = u32::MAX;
+
+/// gotls.bpf.c, struct process_file.
+fn process_file(pid: u32, file: u32) -> [u8; 8] {
+    let mut key = [0; 8];
+    key[..4].copy_from_slice(&pid.to_ne_bytes());
+    key[4..].copy_from_slice(&file.to_ne_bytes());
+    key
 }
 
 /// All programs that some executable may need.

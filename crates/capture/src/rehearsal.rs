@@ -49,7 +49,17 @@ pub fn rehearse_uprobes(keys: bool) -> Result<UprobeSupport, Error> {
     let ring = ring_bytes(SMALLEST_RING)?;
     let mut skeleton = {
         let nobody = Target::default();
-        load(Serving::One(&nobody), None, programs, kind, &options, ring)?
+        load(
+            Serving::One {
+                target: &nobody,
+                of: 1,
+            },
+            None,
+            programs,
+            kind,
+            &options,
+            ring,
+        )?
     };
     let reads_paged_out = skeleton
         .maps

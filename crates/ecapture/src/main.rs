@@ -24,6 +24,7 @@ mod log;
 mod many;
 mod output;
 mod outputs;
+mod parts;
 mod pcap_mode;
 mod pipeline;
 mod plain_mode;

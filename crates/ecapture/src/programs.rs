@@ -1,12 +1,12 @@
 //! Which executables are captured, and which processes run them: each file is analysed once and attached
 //! to once, however many processes run it, and released when the last one has ended.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use capture::{Executable, Identity, ProbeSet, Process, ProcessInfo, TargetId, Wanted};
-use gobin::{Analysis, KeyPlan, ProbePlan, ReadSitePreference};
+use capture::{Executable, Identity, Library, ProbeSet, Process, ProcessInfo, TargetId};
+use gobin::{Analysis, ReadSitePreference};
 use rustix::event::{Timespec, epoll};
 use trace::escape_name;
 
@@ -14,6 +14,7 @@ use crate::container::Container;
 use crate::failure::Failure;
 use crate::keylog_mode;
 use crate::list::refused;
+use crate::parts::{FilePlans, analyze_library};
 use crate::selectors::Selectors;
 
 /// How long an executable stays attached that nobody runs any more: a program that is started again
@@ -36,13 +37,6 @@ pub(crate) enum Take {
     Keys,
 }
 
-/// Where to probe an executable.
-#[derive(Debug)]
-enum Plan {
-    Plaintext(Box<ProbePlan>),
-    Keys(Box<KeyPlan>),
-}
-
 /// What was found in a file.
 #[derive(Debug)]
 enum Known {
@@ -53,7 +47,7 @@ enum Known {
         reason: String,
         told: bool,
     },
-    Program(Plan),
+    Program(FilePlans),
 }
 
 #[derive(Debug)]
@@ -69,9 +63,12 @@ struct Attached {
 /// A process that is captured.
 #[derive(Debug)]
 struct Tracked {
+    /// What it executes.
     file: FileKey,
     /// It executes the file; before that, it is about to.
     begun: bool,
+    /// Where it is captured: the file that it executes, and libraries that it has mapped.
+    captured: HashSet<FileKey>,
     /// Its pidfd, unless there are too many.
     _process: Option<Process>,
 }
@@ -154,10 +151,11 @@ impl Programs {
     pub(crate) fn pin_executables(&mut self) -> Result<(), Failure> {
         for path in self.selectors.executables.clone() {
             let executable = Executable::open(&path)?;
-            let plan =
+            let (plans, refusals) =
                 plan(&executable, self.take).map_err(|error| Failure::executable(&path, error))?;
+            self.tell_of_packages(&executable, &refusals);
             let file = (executable.identity(), executable.changed_ns());
-            self.known.insert(file, Known::Program(plan));
+            self.known.insert(file, Known::Program(plans));
             self.attach(file, &executable)?;
             if let Some(attached) = self.attached.get_mut(&file) {
                 attached.pinned = true;
@@ -190,6 +188,34 @@ impl Programs {
     fn look_at(&mut self, process: &ProcessInfo, seen: Seen) {
         let open = || Executable::of_process(&process.open().ok()?).ok();
         self.consider(process, open, seen);
+        self.consider_libraries(process, seen);
+    }
+
+    /// Captures from the libraries that a process has mapped by now, as far as they are meant.
+    fn consider_libraries(&mut self, process: &ProcessInfo, seen: Seen) {
+        if process.pid == std::process::id() {
+            return;
+        }
+        let container = Container::of(process);
+        for library in Library::of(process.pid) {
+            let file = (library.identity, library.changed_ns);
+            let selectors = &self.selectors;
+            if !selectors.matches_with(process, container.as_ref(), Some(&library)) {
+                continue;
+            }
+            let is_captured = |tracked: &Tracked| tracked.captured.contains(&file);
+            if self.processes.get(&process.pid).is_some_and(is_captured) {
+                continue;
+            }
+            let take = self.take;
+            let open = || library.open_file().ok();
+            self.learn(file, open, |file| plan_library(file, take));
+            match self.known.get(&file) {
+                Some(Known::Program(_)) => self.begin(process, file, open, seen),
+                Some(Known::Refused { .. }) => self.tell_refusal(process, file),
+                _ => {}
+            }
+        }
     }
 
     /// Captures from a process if it is meant and can be. Whether it might be meant another time if it is
@@ -211,7 +237,8 @@ impl Programs {
         if !meant && seen != Seen::Held {
             return true;
         }
-        self.learn(file, &open);
+        let take = self.take;
+        self.learn(file, &open, |executable| plan(executable, take));
         match self.known.get(&file) {
             Some(Known::Program(_)) if meant => self.begin(process, file, open, seen),
             Some(Known::Refused { .. }) if meant => self.tell_refusal(process, file),
@@ -240,13 +267,21 @@ impl Programs {
     }
 
     /// Analyses a file, unless that has been done.
-    fn learn(&mut self, file: FileKey, open: impl Fn() -> Option<Executable>) {
+    fn learn(
+        &mut self,
+        file: FileKey,
+        open: impl Fn() -> Option<Executable>,
+        plan: impl Fn(&Executable) -> Result<Planned, gobin::Error>,
+    ) {
         if self.known.contains_key(&file) {
             return;
         }
         let Some(executable) = open() else { return };
-        let known = match plan(&executable, self.take) {
-            Ok(plan) => Known::Program(plan),
+        let known = match plan(&executable) {
+            Ok((plans, refusals)) => {
+                self.tell_of_packages(&executable, &refusals);
+                Known::Program(plans)
+            }
             Err(error) if is_go(&error) || refused(&error).is_some() => Known::Refused {
                 reason: error.to_string(),
                 told: false,
@@ -280,7 +315,7 @@ impl Programs {
                 return;
             }
             if seen != Seen::Running {
-                let name = escape_name(process.executable.as_os_str().as_encoded_bytes());
+                let name = escape_name(executable.name().as_os_str().as_encoded_bytes());
                 let how = if late {
                     ", which had begun already"
                 } else {
@@ -289,9 +324,7 @@ impl Programs {
                 (self.say)(&format!("also capturing {name} (pid {}){how}", process.pid));
             }
         }
-        // It may be about to execute something else than we knew of.
-        self.ended(process.pid);
-        self.track(process, file, seen != Seen::Held);
+        self.track(process, file, seen);
         self.totals.late += usize::from(late);
     }
 
@@ -319,20 +352,14 @@ impl Programs {
         if self.attached.contains_key(&file) {
             return Ok(());
         }
-        let Some(Known::Program(plan)) = self.known.get(&file) else {
+        let Some(Known::Program(plans)) = self.known.get(&file) else {
             return Ok(());
         };
-        let wanted = match plan {
-            Plan::Plaintext(plan) => Wanted::Plaintext(plan),
-            Plan::Keys(plan) => Wanted::Keys(plan),
-        };
-        if let Plan::Keys(plan) = plan {
-            let name = executable.name().display();
-            for note in keylog_mode::notes(plan) {
-                (self.say)(&format!("{note} ({name})"));
-            }
+        for note in keylog_mode::notes(plans) {
+            let name = escape_name(executable.name().as_os_str().as_encoded_bytes());
+            (self.say)(&format!("{note} ({name})"));
         }
-        let id = self.probes.attach(executable, wanted)?;
+        let id = self.probes.attach(executable, &plans.wanted())?;
         self.totals.executables += 1;
         let attached = Attached {
             id,
@@ -344,7 +371,22 @@ impl Programs {
         Ok(())
     }
 
-    fn track(&mut self, info: &ProcessInfo, file: FileKey, begun: bool) {
+    /// Says why packages of an executable are left out.
+    fn tell_of_packages(&self, executable: &Executable, refusals: &[gobin::Error]) {
+        for error in refusals {
+            let note = format!("note: {}: {error}", executable.name().display());
+            (self.say)(&escape_name(note.as_bytes()));
+        }
+    }
+
+    /// Has a process captured by way of a file that is attached to.
+    fn track(&mut self, info: &ProcessInfo, file: FileKey, seen: Seen) {
+        let executed = (info.identity, info.changed_ns);
+        let is_another = |tracked: &Tracked| tracked.file != executed;
+        if seen == Seen::Held || self.processes.get(&info.pid).is_some_and(is_another) {
+            // It may be about to execute something else than we knew of.
+            self.ended(info.pid);
+        }
         let Ok(process) = info.open() else { return };
         let Some(id) = self.attached.get(&file).map(|attached| attached.id) else {
             return;
@@ -353,19 +395,24 @@ impl Programs {
             self.refuse(info, &error.to_string());
             return;
         }
+        if let Some(attached) = self.attached.get_mut(&file) {
+            attached.processes.insert(info.pid);
+            attached.idle = None;
+        }
+        if let Some(tracked) = self.processes.get_mut(&info.pid) {
+            tracked.captured.insert(file);
+            return;
+        }
         // Without its end the process is forgotten when its number is used again.
         let process = (self.processes.len() < self.pidfds_max).then_some(process);
         if let Some(process) = &process {
             let end = epoll::EventData::new_u64(info.pid.into());
             let _ = epoll::add(&self.ends, process.as_fd(), end, epoll::EventFlags::IN);
         }
-        if let Some(attached) = self.attached.get_mut(&file) {
-            attached.processes.insert(info.pid);
-            attached.idle = None;
-        }
         let tracked = Tracked {
-            file,
-            begun,
+            file: executed,
+            begun: seen != Seen::Held,
+            captured: HashSet::from([file]),
             _process: process,
         };
         self.processes.insert(info.pid, tracked);
@@ -381,11 +428,16 @@ impl Programs {
         let Some(tracked) = self.processes.remove(&pid) else {
             return;
         };
-        self.probes.forget(pid);
-        if let Some(attached) = self.attached.get_mut(&tracked.file) {
-            attached.processes.remove(&pid);
-            if attached.processes.is_empty() {
-                attached.idle = Some(Instant::now());
+        let attached = tracked.captured.iter();
+        let attached = attached.filter_map(|file| self.attached.get(file));
+        self.probes
+            .forget(pid, attached.map(|attached| attached.id));
+        for file in &tracked.captured {
+            if let Some(attached) = self.attached.get_mut(file) {
+                attached.processes.remove(&pid);
+                if attached.processes.is_empty() {
+                    attached.idle = Some(Instant::now());
+                }
             }
         }
     }
@@ -437,13 +489,24 @@ impl AsFd for Programs {
     }
 }
 
-fn plan(executable: &Executable, take: Take) -> Result<Plan, gobin::Error> {
+/// Plans, and why packages are left out.
+type Planned = (FilePlans, Vec<gobin::Error>);
+
+fn plan(executable: &Executable, take: Take) -> Result<Planned, gobin::Error> {
     let bytes = executable.map().map_err(|_| gobin::Error::NotGo)?;
-    let analysis: Analysis = gobin::analyze(&bytes)?;
-    Ok(match take {
-        Take::Plaintext(preference) => Plan::Plaintext(Box::new(analysis.plan(preference)?)),
-        Take::Keys => Plan::Keys(Box::new(analysis.key_plan()?)),
-    })
+    plan_analyzed(&gobin::analyze(&bytes)?, take)
+}
+
+fn plan_library(library: &Executable, take: Take) -> Result<Planned, gobin::Error> {
+    let analysis = analyze_library(library).unwrap_or(Err(gobin::Error::NotGo))?;
+    plan_analyzed(&analysis, take)
+}
+
+fn plan_analyzed(analysis: &Analysis, take: Take) -> Result<Planned, gobin::Error> {
+    match take {
+        Take::Plaintext(preference) => FilePlans::plaintext(analysis, preference),
+        Take::Keys => FilePlans::keys(analysis),
+    }
 }
 
 /// Errors about something of Go that has TLS.
@@ -452,6 +515,9 @@ fn is_go(error: &gobin::Error) -> bool {
 
     matches!(
         error,
-        Error::FunctionNotFound { .. } | Error::NoUsableSite { .. } | Error::AbiMismatch { .. }
+        Error::FunctionNotFound { .. }
+            | Error::NoUsableSite { .. }
+            | Error::AbiMismatch { .. }
+            | Error::NamesNotFound
     )
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use capture::ProcessInfo;
+use capture::{Identity, Library, ProcessInfo};
 use glob::Pattern;
 
 use crate::container::Container;
@@ -125,11 +125,24 @@ impl Selectors {
 
     /// Whether a process is meant.
     pub(crate) fn matches(&self, process: &ProcessInfo, container: Option<&Container>) -> bool {
+        self.matches_with(process, container, None)
+    }
+
+    /// Whether a library that a process has mapped is meant: its own path counts like the executable's.
+    pub(crate) fn matches_with(
+        &self,
+        process: &ProcessInfo,
+        container: Option<&Container>,
+        library: Option<&Library>,
+    ) -> bool {
         let in_cgroup = |cgroup: &PathBuf| process.cgroup.starts_with(cgroup);
         let in_container =
             |name: &String| container.is_some_and(|container| container.is_called(name));
         let named = |pattern: &Pattern| is_named(process, pattern);
-        let running = |path: &PathBuf| runs(process, path);
+        let running = |path: &PathBuf| {
+            let mapped = |library: &Library| is_file(path, library.identity, &library.name);
+            is_file(path, process.identity, &process.executable) || library.is_some_and(mapped)
+        };
 
         any_or_none(&self.pids, |&pid| pid == process.pid)
             && any_or_none(&self.executables, running)
@@ -168,12 +181,11 @@ fn is_named(process: &ProcessInfo, pattern: &Pattern) -> bool {
         || file.is_some_and(|name| pattern.matches(&name))
 }
 
-/// The file at `path` now, or what was there when the process began.
-fn runs(process: &ProcessInfo, path: &Path) -> bool {
-    let same_file = fs::metadata(path).is_ok_and(|file| {
-        file.dev() == process.identity.device && file.ino() == process.identity.inode
-    });
-    same_file || process.executable == path
+/// Whether a file that a process uses is the one at `path` now, or was there when the process began.
+fn is_file(path: &Path, identity: Identity, name: &Path) -> bool {
+    let same_file = fs::metadata(path)
+        .is_ok_and(|file| file.dev() == identity.device && file.ino() == identity.inode);
+    same_file || name == path
 }
 
 /// A path in the cgroup filesystem, or from the root of the hierarchy: the latter.
@@ -194,7 +206,6 @@ fn cgroup(text: &str) -> Result<PathBuf, String> {
 
 #[cfg(test)]
 mod tests {
-    use capture::Identity;
     use clap::Parser;
 
     use super::*;
