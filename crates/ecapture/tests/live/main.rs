@@ -10,6 +10,7 @@
 mod accounting;
 mod capture;
 mod connections;
+mod copies;
 mod decryption;
 mod doctor;
 mod event_address;
@@ -24,8 +25,10 @@ mod inspect;
 mod kernel;
 mod keylog;
 mod keylog_file;
+mod libraries;
 mod list;
 mod many;
+mod obfuscated;
 mod output;
 mod payload;
 mod pcap;
