@@ -15,6 +15,7 @@ mod error;
 mod exec_events;
 mod exec_gate;
 mod executable;
+mod fanotify;
 mod filter;
 mod follower;
 mod hooks;
@@ -44,7 +45,9 @@ mod uprobes;
 pub use clock::{monotonic_ns, realtime_offset_ns};
 pub use error::{Error, operating_system};
 pub use exec_events::ExecEvents;
-pub use exec_gate::{ExecGate, HeldExec, raise_limit_of_open_files};
+pub use exec_gate::{
+    ExecGate, StartingProgram, Verdict, guard_exec_gate, raise_limit_of_open_files,
+};
 pub use executable::{Executable, Identity, MappedFile};
 #[cfg(fuzzing)]
 pub use filter::test_run::verdicts;

@@ -43,6 +43,9 @@ pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
     let Some(one) = args.selectors.one() else {
         return many::run(args, mode, log);
     };
+    if args.longest_hold.is_some() {
+        return wrong("--longest-hold is for captures of many programs: nothing is held for one");
+    }
     let process = one.pid.map(Process::open).transpose()?;
     let executable = open_executable(one.elfpath, process.as_ref())?;
     let analysis = gobin::analyze(&executable.map()?)
@@ -198,13 +201,13 @@ impl<'a> Command<'a> {
         }
     }
 
-    fn session(&self, after_target: Duration) -> Result<Session<'a>, Failure> {
+    fn session(&self, after_targets: Duration) -> Result<Session<'a>, Failure> {
         let signals = Signals::catch()
             .context("catching signals")
             .map_err(Failure::Runtime)?;
         Ok(Session {
-            process: self.process,
-            after_target,
+            targets: self.process.map_or(&[], std::slice::from_ref),
+            after_targets,
             duration: self.args.duration,
             description: self.describe(),
             signals,
@@ -228,9 +231,12 @@ impl<'a> Command<'a> {
     }
 }
 
+fn wrong(error: &str) -> Result<(), Failure> {
+    Err(Failure::WrongInput(anyhow!("{error}")))
+}
+
 /// An option that would do nothing is refused.
 fn check_combination(args: &GotlsArgs, mode: Mode) -> Result<(), Failure> {
-    let wrong = |error: &str| Err(Failure::WrongInput(anyhow!("{error}")));
     check_outputs(&args.output, mode)?;
     if args.tsize.is_some() && matches!(mode, Mode::Keylog | Mode::Pcap) {
         return wrong("--tsize is for text and plain mode, which show plaintext");

@@ -22,6 +22,7 @@ mod keylog_mode;
 mod list;
 mod log;
 mod many;
+mod missed;
 mod output;
 mod outputs;
 mod pcap_mode;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         args::Command::Doctor(args) => doctor::run(&args),
         args::Command::List(args) => list::run(&args),
         args::Command::Generate(what) => generate::run(&what),
+        args::Command::ExecGate { milliseconds } => watch::guard(milliseconds),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

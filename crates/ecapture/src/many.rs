@@ -1,6 +1,5 @@
 //! `ecapture gotls` without a target, or with several: all programs that are meant, now and later.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
@@ -16,12 +15,15 @@ use crate::session::{DebugLog, Session};
 use crate::supervise::Signals;
 use crate::watch::Watch;
 
+/// For so many milliseconds nobody minds if a program that has never been seen starts later.
+const LONGEST_HOLD_MS: u32 = 250;
+
 /// Runs the command.
 pub(crate) fn run(args: &GotlsArgs, mode: Mode, log: DebugLog) -> Result<(), Failure> {
     // A process that isn't there will not come either.
-    for &pid in &args.selectors.pids {
-        Process::open(pid)?;
-    }
+    let open = |&pid| Process::open(pid);
+    let targets = args.selectors.pids.iter().map(open);
+    let targets = targets.collect::<Result<Vec<_>, _>>()?;
     let take = match mode {
         Mode::Text | Mode::Plain => Take::Plaintext(args.read_site.into()),
         Mode::Keylog => Take::Keys,
@@ -33,9 +35,18 @@ pub(crate) fn run(args: &GotlsArgs, mode: Mode, log: DebugLog) -> Result<(), Fai
         }
     };
     let outputs = Outputs::open(&args.output, mode, args.record.as_deref(), true)?;
-    let signals = catch()?;
+    let signals = Signals::catch()
+        .context("catching signals")
+        .map_err(Failure::Runtime)?;
     let watch = watch(args, take)?;
-    let session = session(args, &watch, signals, log);
+    let session = Session {
+        targets: &targets,
+        after_targets: Duration::ZERO,
+        duration: args.duration,
+        description: watch.describe(),
+        signals,
+        log,
+    };
     let pipeline = outputs.begin(&args.output, &context(args, mode))?;
     match session.run(watch, pipeline)? {
         Some(outcome) => outcome.conclude(),
@@ -85,26 +96,6 @@ fn watch(args: &GotlsArgs, take: Take) -> Result<Watch, Failure> {
     let programs = Programs::new(probes, args.selectors.clone(), take, log::line)
         .context("waiting for processes")
         .map_err(Failure::Runtime)?;
-    Watch::start(programs, log::line)
-}
-
-fn catch() -> Result<Signals, Failure> {
-    // Stopped, we would hold up every program that starts.
-    signal_hook::flag::register(signal_hook::consts::SIGTSTP, Arc::default())
-        .context("catching signals")
-        .map_err(Failure::Runtime)?;
-    Signals::catch()
-        .context("catching signals")
-        .map_err(Failure::Runtime)
-}
-
-fn session(args: &GotlsArgs, watch: &Watch, signals: Signals, log: DebugLog) -> Session<'static> {
-    Session {
-        process: None,
-        after_target: Duration::ZERO,
-        duration: args.duration,
-        description: watch.describe(),
-        signals,
-        log,
-    }
+    let longest_hold = args.longest_hold.unwrap_or(LONGEST_HOLD_MS);
+    Watch::start(programs, longest_hold, log::line)
 }

@@ -14,6 +14,7 @@ use crate::container::Container;
 use crate::failure::Failure;
 use crate::keylog_mode;
 use crate::list::refused;
+use crate::missed::{Missed, Unheld};
 use crate::selectors::Selectors;
 
 /// How long an executable stays attached that nobody runs any more: a program that is started again
@@ -82,9 +83,19 @@ pub(crate) enum Seen {
     /// It ran when the capture began.
     Running,
     /// It has begun to run, and went on while we looked.
-    Started,
+    Started(Unheld),
     /// It is about to begin, and waits for us.
     Held,
+}
+
+/// A process to look at.
+pub(crate) struct Candidate<'a> {
+    pub(crate) process: &'a ProcessInfo,
+    pub(crate) seen: Seen,
+    /// Opens its executable.
+    pub(crate) open: &'a dyn Fn() -> Option<Executable>,
+    /// Whether one that was held still is: asked once everything is in place.
+    pub(crate) still_held: &'a dyn Fn() -> bool,
 }
 
 /// What the capture came to, for the summary.
@@ -94,10 +105,8 @@ pub(crate) struct Totals {
     pub(crate) processes: usize,
     /// Executables that can't be captured.
     pub(crate) refused: usize,
-    /// Processes that began to run before their executable was attached to, or they were listed.
-    pub(crate) late: usize,
-    /// Programs, of whatever kind, that began because looking at them took too long.
-    pub(crate) let_go: usize,
+    /// Programs, of whatever kind, that began while too many others waited, and were not told of.
+    pub(crate) untold: u64,
     /// Processes that ran when the capture began and were looked at.
     pub(crate) looked_at: usize,
 }
@@ -116,6 +125,8 @@ pub(crate) struct Programs {
     /// How many descriptors there may be for that.
     pidfds_max: usize,
     totals: Totals,
+    /// Those that began to run before they were attached to, or listed.
+    missed: Missed,
     /// Notes for the user.
     say: fn(&str),
 }
@@ -137,6 +148,7 @@ impl Programs {
             ends: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             pidfds_max: capture::raise_limit_of_open_files().saturating_sub(OTHER_FILES),
             totals: Totals::default(),
+            missed: Missed::default(),
             say,
         })
     }
@@ -147,6 +159,10 @@ impl Programs {
 
     pub(crate) fn totals(&self) -> Totals {
         self.totals
+    }
+
+    pub(crate) fn missed(&self) -> &Missed {
+        &self.missed
     }
 
     /// Attaches to the files that were asked for by their paths, whoever runs them. One that can't be
@@ -178,28 +194,44 @@ impl Programs {
         Ok(hidden)
     }
 
-    /// A process has executed a file.
-    pub(crate) fn started(&mut self, pid: u32) {
+    /// A process has executed a file. It was not held, for this reason, unless we know of it already.
+    pub(crate) fn started(&mut self, pid: u32, unheld: Unheld) {
         match ProcessInfo::of(pid) {
-            Ok(Some(process)) => self.look_at(&process, Seen::Started),
+            Ok(Some(process)) => self.look_at(&process, Seen::Started(unheld)),
             // It has ended, or we may not look.
             Ok(None) | Err(_) => self.ended(pid),
         }
     }
 
+    /// A process has executed this program without being held, and has ended.
+    pub(crate) fn came_and_went(
+        &mut self,
+        program: &ProcessInfo,
+        open: &dyn Fn() -> Option<Executable>,
+        unheld: Unheld,
+    ) {
+        let file = (program.identity, program.changed_ns);
+        if self.selectors.may_mean(program) {
+            self.learn(file, open);
+            if matches!(self.known.get(&file), Some(Known::Program(_))) {
+                self.missed.count(&program.executable, unheld);
+            }
+        }
+    }
+
     fn look_at(&mut self, process: &ProcessInfo, seen: Seen) {
-        let open = || Executable::of_process(&process.open().ok()?).ok();
-        self.consider(process, open, seen);
+        self.consider(&Candidate {
+            process,
+            seen,
+            open: &|| Executable::of_process(&process.open().ok()?).ok(),
+            still_held: &|| false,
+        });
     }
 
     /// Captures from a process if it is meant and can be. Whether it might be meant another time if it is
     /// not now.
-    pub(crate) fn consider(
-        &mut self,
-        process: &ProcessInfo,
-        open: impl Fn() -> Option<Executable>,
-        seen: Seen,
-    ) -> bool {
+    pub(crate) fn consider(&mut self, candidate: &Candidate<'_>) -> bool {
+        let Candidate { process, seen, .. } = *candidate;
         let file = (process.identity, process.changed_ns);
         if seen != Seen::Held && self.is_tracked(process.pid, file) {
             return true;
@@ -211,9 +243,9 @@ impl Programs {
         if !meant && seen != Seen::Held {
             return true;
         }
-        self.learn(file, &open);
+        self.learn(file, candidate.open);
         match self.known.get(&file) {
-            Some(Known::Program(_)) if meant => self.begin(process, file, open, seen),
+            Some(Known::Program(_)) if meant => self.begin(candidate, file),
             Some(Known::Refused { .. }) if meant => self.tell_refusal(process, file),
             Some(Known::Program(_)) => return self.selectors.are_about_processes(),
             _ => return false,
@@ -240,7 +272,7 @@ impl Programs {
     }
 
     /// Analyses a file, unless that has been done.
-    fn learn(&mut self, file: FileKey, open: impl Fn() -> Option<Executable>) {
+    fn learn(&mut self, file: FileKey, open: &dyn Fn() -> Option<Executable>) {
         if self.known.contains_key(&file) {
             return;
         }
@@ -261,17 +293,13 @@ impl Programs {
     }
 
     /// Captures from a process.
-    fn begin(
-        &mut self,
-        process: &ProcessInfo,
-        file: FileKey,
-        open: impl Fn() -> Option<Executable>,
-        seen: Seen,
-    ) {
+    fn begin(&mut self, candidate: &Candidate<'_>, file: FileKey) {
+        let Candidate { process, seen, .. } = *candidate;
         let is_new = !self.attached.contains_key(&file);
-        let late = seen == Seen::Started && (is_new || self.selectors.are_about_processes());
         if is_new {
-            let Some(executable) = open() else { return };
+            let Some(executable) = (candidate.open)() else {
+                return;
+            };
             if let Err(error) = self.attach(file, &executable) {
                 let reason = error.to_string();
                 let told = false;
@@ -279,20 +307,27 @@ impl Programs {
                 self.tell_refusal(process, file);
                 return;
             }
-            if seen != Seen::Running {
-                let name = escape_name(process.executable.as_os_str().as_encoded_bytes());
-                let how = if late {
-                    ", which had begun already"
-                } else {
-                    ""
-                };
-                (self.say)(&format!("also capturing {name} (pid {}){how}", process.pid));
-            }
         }
         // It may be about to execute something else than we knew of.
         self.ended(process.pid);
         self.track(process, file, seen != Seen::Held);
-        self.totals.late += usize::from(late);
+        let unheld = match seen {
+            Seen::Started(unheld) => Some(unheld),
+            Seen::Held if !(candidate.still_held)() => Some(Unheld::TimeLimit),
+            Seen::Held | Seen::Running => None,
+        };
+        let unheld = unheld.filter(|_| is_new || self.selectors.are_about_processes());
+        if let Some(unheld) = unheld {
+            self.missed.count(&process.executable, unheld);
+        }
+        if is_new && seen != Seen::Running {
+            let name = escape_name(process.executable.as_os_str().as_encoded_bytes());
+            let how = match unheld {
+                Some(_) => ", which had begun already",
+                None => "",
+            };
+            (self.say)(&format!("also capturing {name} (pid {}){how}", process.pid));
+        }
     }
 
     /// Says once why a file can't be captured.
@@ -372,8 +407,8 @@ impl Programs {
         self.totals.processes += 1;
     }
 
-    pub(crate) fn count_let_go(&mut self, let_go: usize) {
-        self.totals.let_go = let_go;
+    pub(crate) fn count_untold(&mut self, untold: u64) {
+        self.totals.untold = untold;
     }
 
     /// Forgets a process.
@@ -381,7 +416,7 @@ impl Programs {
         let Some(tracked) = self.processes.remove(&pid) else {
             return;
         };
-        self.probes.forget(pid);
+        self.probes.unwant(pid);
         if let Some(attached) = self.attached.get_mut(&tracked.file) {
             attached.processes.remove(&pid);
             if attached.processes.is_empty() {
