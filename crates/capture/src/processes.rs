@@ -185,6 +185,12 @@ fn cgroup(lines: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(path.to_vec()))
 }
 
+/// A process's cgroup, as [`ProcessInfo::cgroup`] has it. Needs no privilege.
+pub fn cgroup_of(pid: u32) -> Option<PathBuf> {
+    let lines = fs::read(format!("/proc/{pid}/cgroup")).ok()?;
+    Some(cgroup(&lines))
+}
+
 /// What a process's environment says of a variable, if we may look.
 pub fn environment_variable(pid: u32, name: &str) -> Option<OsString> {
     let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;

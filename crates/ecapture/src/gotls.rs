@@ -12,12 +12,14 @@ use gobin::{Analysis, KeyPlan};
 use trace::escape_name;
 
 use crate::args::{GotlsArgs, Mode};
+use crate::container::Container;
 use crate::failure::Failure;
 use crate::keylog_mode;
 use crate::log;
 use crate::many;
 use crate::outputs::{Outputs, check_combination as check_outputs};
 use crate::pcap_mode::{self, PacketsAndKeys};
+use crate::places::{KnownPlaces, Places};
 use crate::recorder::{CapturedInterface, Context, now_ns};
 use crate::selectors::One;
 use crate::session::{Attached, DebugLog, Session};
@@ -149,6 +151,12 @@ impl<'a> Command<'a> {
         interfaces: Vec<CapturedInterface>,
     ) -> Result<(), Failure> {
         let pipeline = outputs.begin(&self.args.output, &self.context(interfaces))?;
+        let known = KnownPlaces::default();
+        if let Some(pid) = self.one.pid {
+            // While we may look at its environment.
+            known.set(pid, Container::of_pid(pid));
+        }
+        let pipeline = pipeline.with_places(Places::new(known));
         match session.run(attached, pipeline)? {
             Some(outcome) => outcome.conclude(),
             None => Ok(()),

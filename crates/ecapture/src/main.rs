@@ -27,6 +27,7 @@ mod output;
 mod outputs;
 mod pcap_mode;
 mod pipeline;
+mod places;
 mod plain_mode;
 mod programs;
 mod recorder;

@@ -9,6 +9,7 @@ use crate::args::{GotlsArgs, Mode};
 use crate::failure::Failure;
 use crate::log;
 use crate::outputs::Outputs;
+use crate::places::{KnownPlaces, Places};
 use crate::programs::{Programs, Take};
 use crate::recorder::{Context, now_ns};
 use crate::session::{DebugLog, Session};
@@ -38,7 +39,8 @@ pub(crate) fn run(args: &GotlsArgs, mode: Mode, log: DebugLog) -> Result<(), Fai
     let signals = Signals::catch()
         .context("catching signals")
         .map_err(Failure::Runtime)?;
-    let watch = watch(args, take)?;
+    let known = KnownPlaces::default();
+    let watch = watch(args, take, known.clone())?;
     let session = Session {
         targets: &targets,
         after_targets: Duration::ZERO,
@@ -48,6 +50,7 @@ pub(crate) fn run(args: &GotlsArgs, mode: Mode, log: DebugLog) -> Result<(), Fai
         log,
     };
     let pipeline = outputs.begin(&args.output, &context(args, mode))?;
+    let pipeline = pipeline.with_places(Places::new(known));
     match session.run(watch, pipeline)? {
         Some(outcome) => outcome.conclude(),
         None => Ok(()),
@@ -73,7 +76,7 @@ fn context(args: &GotlsArgs, mode: Mode) -> Context {
     }
 }
 
-fn watch(args: &GotlsArgs, take: Take) -> Result<Watch, Failure> {
+fn watch(args: &GotlsArgs, take: Take, places: KnownPlaces) -> Result<Watch, Failure> {
     let set = SetOptions {
         options: Options {
             filters: Filters::default(),
@@ -93,7 +96,7 @@ fn watch(args: &GotlsArgs, take: Take) -> Result<Watch, Failure> {
         objects: args.objects.into(),
     };
     let probes = ProbeSet::new(&set)?;
-    let programs = Programs::new(probes, args.selectors.clone(), take, log::line)
+    let programs = Programs::new(probes, args.selectors.clone(), take, places, log::line)
         .context("waiting for processes")
         .map_err(Failure::Runtime)?;
     let longest_hold = args.longest_hold.unwrap_or(LONGEST_HOLD_MS);

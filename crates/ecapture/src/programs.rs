@@ -15,6 +15,7 @@ use crate::failure::Failure;
 use crate::keylog_mode;
 use crate::list::refused;
 use crate::missed::{Missed, Unheld};
+use crate::places::KnownPlaces;
 use crate::selectors::Selectors;
 
 /// How long an executable stays attached that nobody runs any more: a program that is started again
@@ -117,6 +118,8 @@ pub(crate) struct Programs {
     probes: ProbeSet,
     selectors: Selectors,
     take: Take,
+    /// Where the processes run, for the consumer.
+    places: KnownPlaces,
     known: HashMap<FileKey, Known>,
     attached: HashMap<FileKey, Attached>,
     processes: HashMap<u32, Tracked>,
@@ -136,12 +139,14 @@ impl Programs {
         probes: ProbeSet,
         selectors: Selectors,
         take: Take,
+        places: KnownPlaces,
         say: fn(&str),
     ) -> std::io::Result<Self> {
         Ok(Self {
             probes,
             selectors,
             take,
+            places,
             known: HashMap::new(),
             attached: HashMap::new(),
             processes: HashMap::new(),
@@ -233,19 +238,21 @@ impl Programs {
     pub(crate) fn consider(&mut self, candidate: &Candidate<'_>) -> bool {
         let Candidate { process, seen, .. } = *candidate;
         let file = (process.identity, process.changed_ns);
-        if seen != Seen::Held && self.is_tracked(process.pid, file) {
+        if seen != Seen::Held && self.is_tracked(process, file) {
             return true;
         }
+        let container = Container::of(process);
         let meant = process.pid != std::process::id()
-            && self
-                .selectors
-                .matches(process, Container::of(process).as_ref());
+            && self.selectors.matches(process, container.as_ref());
         if !meant && seen != Seen::Held {
             return true;
         }
         self.learn(file, candidate.open);
         match self.known.get(&file) {
-            Some(Known::Program(_)) if meant => self.begin(candidate, file),
+            Some(Known::Program(_)) if meant => {
+                self.places.set(process.pid, container);
+                self.begin(candidate, file);
+            }
             Some(Known::Refused { .. }) if meant => self.tell_refusal(process, file),
             Some(Known::Program(_)) => return self.selectors.are_about_processes(),
             _ => return false,
@@ -255,10 +262,14 @@ impl Programs {
 
     /// Whether this process is captured already. If it has begun to execute something else than we
     /// know of, it is forgotten.
-    fn is_tracked(&mut self, pid: u32, file: FileKey) -> bool {
+    fn is_tracked(&mut self, process: &ProcessInfo, file: FileKey) -> bool {
+        let pid = process.pid;
         match self.processes.get_mut(&pid) {
             Some(tracked) if tracked.file == file => {
-                tracked.begun = true;
+                if !std::mem::replace(&mut tracked.begun, true) {
+                    // It has its own environment only now.
+                    self.places.set(pid, Container::of(process));
+                }
                 true
             }
             // What it executed before the file that it is about to.

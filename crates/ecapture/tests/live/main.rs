@@ -10,12 +10,15 @@
 mod accounting;
 mod capture;
 mod connections;
+mod containers;
 mod decryption;
 mod doctor;
 mod event_address;
 mod exact;
 mod exchange;
+mod exec_gate;
 mod faults;
+mod fleet;
 mod harmless;
 mod http;
 mod https;
