@@ -1,6 +1,6 @@
 //! Programs in containers: in namespaces and a cgroup of their own, on an overlay that is mounted only
-//! there and has the only copy of the executable. Needs namespaces of all kinds, overlayfs that an
-//! unprivileged user may mount (Linux 5.11), and cgroup v2.
+//! there and has the only copy of the executable. Needs namespaces of all kinds, overlayfs and cgroup v2, and
+//! the programs unshare, mount, ip, stat and chroot.
 
 use std::fs;
 use std::path::Path;
@@ -34,20 +34,20 @@ impl Container {
     fn new(path: &Path, number: u32) -> Result<Self> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let directory = path.parent().unwrap_or(path).display();
-        let inside = format!(
-            "set -e; ip link set lo up; cd {directory}; mount -t tmpfs none /mnt; \
-             mkdir /mnt/up /mnt/work /mnt/all; mount -t overlay overlay \
-             -o userxattr,lowerdir=/,upperdir=/mnt/up,workdir=/mnt/work /mnt/all; \
-             mv {name} /mnt/all/{name}; mount -t proc proc /mnt/all/proc; stat -c %d /mnt/all; \
-             export HOSTNAME=web-0 POD_NAMESPACE=shop; \
-             read flags; exec chroot /mnt/all /{name} $flags"
-        );
         let outside = format!(
             "set -e; mount -t cgroup2 none /mnt; mkdir -p /mnt/{group}; \
              echo $$ > /mnt/{group}/cgroup.procs; umount /mnt; \
+             mount -t tmpfs none /mnt; mkdir /mnt/up /mnt/work /mnt/all; mount -t overlay overlay \
+             -o lowerdir=/,upperdir=/mnt/up,workdir=/mnt/work /mnt/all; \
+             mv {directory}/{name} /mnt/all/{name}; \
              exec unshare --user --map-root-user --mount --pid --net --uts --ipc --cgroup --fork \
              --kill-child sh -c \"$0\"",
             group = group(number),
+        );
+        let inside = format!(
+            "set -e; ip link set lo up; mount -t proc proc /mnt/all/proc; stat -c %d /mnt/all; \
+             export HOSTNAME=web-0 POD_NAMESPACE=shop; \
+             read flags; exec chroot /mnt/all /{name} $flags"
         );
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", &outside, &inside]);
