@@ -23,6 +23,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 pub use self::guard::guard_exec_gate;
 use self::message::{Kind, Message};
 use crate::error::kernel_release;
+use crate::fanotify::Group;
 use crate::mounts::{self, Mount};
 use crate::{Error, Executable, ProcessInfo, monotonic_ns};
 
@@ -31,6 +32,9 @@ const GUARD_PATIENCE: Duration = Duration::from_secs(30);
 
 /// So many times the guard may have been asked in vain whether it is there.
 const QUESTIONS_MAX: u32 = 3;
+
+/// So many programs are taken over at a time.
+const STARTING_MAX: usize = 64;
 
 /// A program that is about to begin, or has just begun because it could not be held.
 #[derive(Debug)]
@@ -154,9 +158,11 @@ impl ExecGate {
         self.guard.id()
     }
 
-    /// Also holds programs of filesystems that have been mounted in our mount namespace meanwhile.
+    /// Also holds programs of filesystems that have been mounted meanwhile in our mount namespace, or in
+    /// that of the first process.
     pub fn hold_new_mounts(&mut self) {
         self.hold_mounts(mounts::ours());
+        self.hold_mounts_of(1);
     }
 
     /// Also holds programs of filesystems in a process's mount namespace, if that is not ours: nobody
@@ -204,7 +210,7 @@ impl ExecGate {
     }
 
     /// The next program that starts.
-    pub fn next(&mut self) -> Option<StartingProgram> {
+    pub fn next_program(&mut self) -> Option<StartingProgram> {
         self.receive();
         self.starting.pop_front()
     }
@@ -228,7 +234,7 @@ impl ExecGate {
         self.untold
     }
 
-    /// Asks whether the guard is there; call it about once in a second. One that does not answer several
+    /// Asks whether the guard is there; call it about once in a second. One that says nothing several
     /// times would hold up every program that starts: it is killed.
     pub fn check(&mut self) {
         self.receive();
@@ -249,9 +255,17 @@ impl ExecGate {
         self.has_ended
     }
 
-    /// Takes what the guard has said by now.
+    /// Whether there is a next one although the gate may not be readable.
+    pub fn has_next(&self) -> bool {
+        !self.starting.is_empty()
+    }
+
+    /// Takes what the guard has said by now, unless there is enough to do: each program is an open file.
     fn receive(&mut self) {
-        while let Some((message, file)) = self.message() {
+        while self.starting.len() < STARTING_MAX {
+            let Some((message, file)) = self.message() else {
+                break;
+            };
             self.take(message, file);
         }
     }
@@ -263,6 +277,7 @@ impl ExecGate {
     }
 
     fn take(&mut self, message: Message, file: Option<OwnedFd>) {
+        self.questions = 0;
         self.untold = self.untold.max(message.untold);
         match (message.kind, file) {
             (Kind::Starting, Some(file)) => self.starting.push_back(StartingProgram {
@@ -273,7 +288,6 @@ impl ExecGate {
             }),
             // We had no descriptor left for it: the time limit will have to do.
             (Kind::Starting, None) => self.untold += 1,
-            (Kind::Here, _) => self.questions = 0,
             _ => {}
         }
     }
@@ -317,6 +331,20 @@ impl Drop for ExecGate {
         let _ = self.guard.kill();
         let _ = self.guard.try_wait();
     }
+}
+
+/// Whether programs could be held here, found out without holding any: nobody can execute a directory.
+pub fn rehearse_exec_gate() -> Result<(), Error> {
+    let refusal = |error: io::Error| refused(number_of(Some(&error)));
+    let root = File::open("/").map_err(failed)?;
+    let group = Group::new().map_err(refusal)?;
+    group.ask_about(root.as_fd()).map_err(refusal)
+}
+
+/// The error's number for a message; 0 if there is no error.
+fn number_of(error: Option<&io::Error>) -> u64 {
+    let number = error.map(|error| error.raw_os_error().unwrap_or(libc::EIO));
+    number.unwrap_or_default().unsigned_abs().into()
 }
 
 /// Opens a mount point, or nothing if that is neither a directory nor a regular file: opening devices

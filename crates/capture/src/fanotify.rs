@@ -42,6 +42,11 @@ impl Group {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(group) }))
     }
 
+    /// From now on the group is asked about this file, or directory.
+    pub(crate) fn ask_about(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        self.mark(libc::FAN_MARK_ADD, libc::FAN_OPEN_EXEC_PERM, file)
+    }
+
     /// From now on the group is asked about all files of the filesystem that `file` is on.
     pub(crate) fn ask_about_filesystem(&self, file: BorrowedFd<'_>) -> io::Result<()> {
         let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;

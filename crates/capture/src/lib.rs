@@ -47,6 +47,7 @@ pub use error::{Error, operating_system};
 pub use exec_events::ExecEvents;
 pub use exec_gate::{
     ExecGate, StartingProgram, Verdict, guard_exec_gate, raise_limit_of_open_files,
+    rehearse_exec_gate,
 };
 pub use executable::{Executable, Identity, MappedFile};
 #[cfg(fuzzing)]

@@ -25,6 +25,14 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// Of so many processes it is remembered that they were let go on.
 const LET_GO_MAX: usize = 4096;
 
+/// So many programs that start are looked at before anything else gets its turn, and so many that have
+/// started: those don't wait for us.
+const STARTING_AT_ONCE: usize = 256;
+const STARTED_AT_ONCE: usize = 32;
+
+/// At the end, programs that were let go on are looked at for no longer than this.
+const LAST_LOOK: Duration = Duration::from_secs(1);
+
 /// A thread that attaches to programs as they come and go.
 #[derive(Debug)]
 pub(crate) struct Watch {
@@ -179,8 +187,9 @@ struct Sources {
     no_gate: Unheld,
     /// Processes that the gate let go on, and that have not been heard of as started.
     let_go: HashSet<u32>,
-    /// Changes of our mount namespace.
-    mounts: Option<File>,
+    /// Readable, exceptionally, when mounts change: in our mount namespace, and in that of the first process,
+    /// where container managers mount.
+    mounts: Vec<File>,
     checked: Instant,
     say: fn(&str),
 }
@@ -201,10 +210,14 @@ impl Sources {
                 gate.ok()
             }
         };
-        for path in gate.iter().flat_map(ExecGate::not_held) {
-            let path = escape_name(path.as_os_str().as_encoded_bytes());
+        let not_held = gate.iter().flat_map(ExecGate::not_held);
+        let not_held: Vec<_> = not_held
+            .map(|path| escape_name(path.as_os_str().as_encoded_bytes()))
+            .collect();
+        if !not_held.is_empty() {
+            let places = not_held.join(", ");
             say(&format!(
-                "note: programs of the filesystem at {path} are not held when they start"
+                "note: programs are not held when they start on the filesystems at {places}"
             ));
         }
         Ok(Self {
@@ -213,7 +226,10 @@ impl Sources {
             gate,
             no_gate: Unheld::NoGate,
             let_go: HashSet::new(),
-            mounts: File::open("/proc/self/mountinfo").ok(),
+            mounts: ["/proc/self/mountinfo", "/proc/1/mountinfo"]
+                .into_iter()
+                .flat_map(File::open)
+                .collect(),
             checked: Instant::now(),
             say,
         })
@@ -229,7 +245,7 @@ impl Sources {
             let_go,
             ..
         } = self;
-        events.drain(|pid| {
+        events.drain(STARTED_AT_ONCE, |pid| {
             let unheld = match gate {
                 Some(gate) => {
                     gate.hold_mounts_of(pid);
@@ -252,10 +268,9 @@ impl Sources {
     }
 
     fn tell_of_starting(&mut self, programs: &mut Programs) {
-        while let Some(gate) = &mut self.gate {
-            let Some(program) = gate.next() else {
-                break;
-            };
+        for _ in 0..STARTING_AT_ONCE {
+            let Some(gate) = &mut self.gate else { break };
+            let Some(program) = gate.next_program() else { break };
             let is_held = program.is_held();
             if !is_held && self.let_go.len() < LET_GO_MAX {
                 self.let_go.insert(program.pid());
@@ -266,6 +281,26 @@ impl Sources {
         if let Some(gate) = &self.gate {
             programs.count_untold(gate.untold());
         }
+    }
+
+    /// At the end: names programs that were let go on and not looked at since, if that does not take long.
+    fn tell_of_missed(&mut self, programs: &mut Programs) {
+        let Some(gate) = &mut self.gate else { return };
+        let begun = Instant::now();
+        let mut left = 0;
+        while let Some(program) = gate.next_program() {
+            if program.is_held() {
+                continue; // It begins when the gate is gone, and the capture is over.
+            }
+            match program.file_info() {
+                Ok(file) if begun.elapsed() < LAST_LOOK => {
+                    let open = || program.executable().ok();
+                    programs.came_and_went(&file, &open, Unheld::TimeLimit);
+                }
+                _ => left += 1,
+            }
+        }
+        programs.count_untold(gate.untold() + left);
     }
 
     /// What is due about once in a second.
@@ -323,7 +358,9 @@ fn run(programs: &Mutex<Programs>, mut sources: Sources, stop: &OwnedFd) {
     };
     loop {
         match wait(&ends, &sources, stop) {
-            Ok(Woken { stop: true, .. }) | Err(_) => return,
+            Ok(Woken { stop: true, .. }) | Err(_) => {
+                return sources.tell_of_missed(&mut lock(programs));
+            }
             Ok(Woken { mounts, .. }) => {
                 if mounts && let Some(gate) = &mut sources.gate {
                     gate.hold_new_mounts();
@@ -346,10 +383,13 @@ struct Woken {
 
 /// Waits for something to do.
 fn wait(ends: &OwnedFd, sources: &Sources, stop: &OwnedFd) -> rustix::io::Result<Woken> {
-    const MOUNTS: usize = 3;
-
+    let more = sources.gate.as_ref().is_some_and(ExecGate::has_next);
     let timeout = Timespec {
-        tv_sec: HOUSEKEEPING.as_secs().cast_signed(),
+        tv_sec: if more {
+            0
+        } else {
+            HOUSEKEEPING.as_secs().cast_signed()
+        },
         tv_nsec: 0,
     };
     let mut descriptors = vec![
@@ -357,15 +397,19 @@ fn wait(ends: &OwnedFd, sources: &Sources, stop: &OwnedFd) -> rustix::io::Result
         PollFd::new(&sources.events, PollFlags::IN),
         PollFd::new(ends, PollFlags::IN),
     ];
+    let others = descriptors.len();
     // proc(5): changes of the list of mounts are exceptional conditions.
-    let mounts = sources.mounts.as_ref();
+    let mounts = sources.mounts.iter();
     descriptors.extend(mounts.map(|mounts| PollFd::new(mounts, PollFlags::PRI)));
+    let mounts = others..descriptors.len();
     let gate = sources.gate.as_ref();
     descriptors.extend(gate.map(|gate| PollFd::new(gate, PollFlags::IN)));
     match poll(&mut descriptors, Some(&timeout)) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(Woken {
             stop: !descriptors[0].revents().is_empty(),
-            mounts: mounts.is_some() && !descriptors[MOUNTS].revents().is_empty(),
+            mounts: descriptors[mounts]
+                .iter()
+                .any(|mounts| !mounts.revents().is_empty()),
         }),
         Err(errno) => Err(errno),
     }

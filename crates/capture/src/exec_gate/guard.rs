@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::thread::CapabilitySet;
 
 use super::message::{Kind, Message};
+use super::number_of;
 use crate::fanotify::{Group, Question};
 use crate::privileges::keep_only;
 use crate::{monotonic_ns, raise_limit_of_open_files};
@@ -238,10 +239,4 @@ impl Guard {
             self.group.allow(&file);
         }
     }
-}
-
-/// 0 if there is no error.
-fn number_of(error: Option<&io::Error>) -> u64 {
-    let number = error.map(|error| error.raw_os_error().unwrap_or(libc::EIO));
-    number.unwrap_or_default().unsigned_abs().into()
 }
