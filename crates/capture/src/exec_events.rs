@@ -47,9 +47,9 @@ impl ExecEvents {
         })
     }
 
-    /// Hands the pids of processes that began since the last call to `each`.
-    pub fn drain(&mut self, mut each: impl FnMut(u32)) {
-        self.ring.drain(usize::MAX, |bytes| {
+    /// Hands the pids of processes that began since the last call to `each`, up to so many.
+    pub fn drain(&mut self, limit: usize, mut each: impl FnMut(u32)) {
+        self.ring.drain(limit, |bytes| {
             if let Some(&pid) = bytes.first_chunk() {
                 each(u32::from_ne_bytes(pid));
             }
@@ -104,7 +104,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(20);
         let mut found = false;
         while !found && Instant::now() < deadline {
-            events.drain(|pid| found |= pid == child.id());
+            events.drain(usize::MAX, |pid| found |= pid == child.id());
             std::thread::yield_now();
         }
         child.wait().unwrap();

@@ -1,51 +1,70 @@
 //! Holds programs that are about to begin until it is known what they are, by fanotify's permission
-//! events for execution (fanotify(7), `FAN_OPEN_EXEC_PERM`, Linux 5.0).
+//! events for execution.
 //!
-//! Nobody must have to wait for us for long. A thread that does nothing else lets everything go on when
-//! its time is up, and when the group's descriptor is closed, which is what the end of this process
-//! does however it comes, the kernel lets everything go on.
+//! Nobody must have to wait for us for long, whatever becomes of us. So a process of its own keeps the
+//! time limit ([`guard`]), and this end only asks it to let programs go on sooner.
+
+mod guard;
+mod message;
 
 use std::collections::{HashSet, VecDeque};
-use std::ffi::{CString, OsString};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::thread::JoinHandle;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, Mode, OFlags};
 
+pub use self::guard::guard_exec_gate;
+use self::message::{Kind, Message};
+use crate::error::kernel_release;
+use crate::fanotify::Group;
 use crate::mounts::{self, Mount};
-use crate::{Error, Executable, ProcessInfo};
+use crate::{Error, Executable, ProcessInfo, monotonic_ns};
 
-/// After this time a program begins whether it is known or not.
-const LONGEST_HOLD: Duration = Duration::from_secs(2);
+/// How long we wait for what the guard does at once unless it is stopped or the machine is very busy.
+const GUARD_PATIENCE: Duration = Duration::from_secs(30);
 
-/// No more than so many wait at the same time; further ones begin at once.
-const HELD_MAX: usize = 128;
+/// So many times the guard may have been asked in vain whether it is there.
+const QUESTIONS_MAX: u32 = 3;
 
-/// After so many files that need no longer be held, all of them are forgotten: each is remembered by the
-/// kernel, with its inode.
-const IGNORED_MAX: usize = 16384;
+/// So many programs are taken over at a time.
+const STARTING_MAX: usize = 64;
 
-/// A program that is about to begin: it goes on when this is dropped.
+/// A program that is about to begin, or has just begun because it could not be held.
 #[derive(Debug)]
-pub struct HeldExec {
-    /// Does not keep it: once the gate is gone, the kernel lets everything go on.
-    gate: Weak<Gate>,
-    file: File,
+pub struct StartingProgram {
+    id: u64,
     pid: u32,
-    answered: AtomicBool,
+    file: File,
+    /// 0 if it was not held.
+    held_until_ns: u64,
 }
 
-impl HeldExec {
+impl StartingProgram {
     /// The process that is about to execute the file: what it will be then. `None` if it has ended.
     pub fn process(&self) -> Option<ProcessInfo> {
         ProcessInfo::about_to_execute(self.pid, &self.file, self.path()).ok()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Whether there is no such process any more.
+    pub fn has_ended(&self) -> bool {
+        !Path::new(&format!("/proc/{}/exe", self.pid)).exists()
+    }
+
+    /// What would be known of the process if it had ended: which file it executes.
+    pub fn file_info(&self) -> io::Result<ProcessInfo> {
+        ProcessInfo::of_file(self.pid, &self.file, self.path())
     }
 
     /// The file.
@@ -53,165 +72,97 @@ impl HeldExec {
         Executable::of_file(self.file.try_clone()?, self.path())
     }
 
+    /// Whether it still has to wait. Once it need not, it may be running.
+    pub fn is_held(&self) -> bool {
+        monotonic_ns() < self.held_until_ns
+    }
+
     /// For people.
     fn path(&self) -> PathBuf {
         let link = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         std::fs::read_link(link).unwrap_or_default()
     }
-
-    /// This file is of no interest: whoever executes it is not held any more, until it changes.
-    pub fn ignore(&self) {
-        let Some(gate) = self.gate.upgrade() else {
-            return;
-        };
-        if gate.ignored.fetch_add(1, Ordering::Relaxed) >= IGNORED_MAX {
-            gate.ignored.store(0, Ordering::Relaxed);
-            // Forgotten are marks on files, not those on filesystems.
-            let _ = gate.mark(libc::FAN_MARK_FLUSH, 0, None, Path::new("/"));
-        }
-        let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_IGNORED_MASK;
-        let file = Some(self.file.as_fd());
-        let mark = |flags| gate.mark(flags, libc::FAN_OPEN_EXEC_PERM, file, Path::new(""));
-        // Linux 5.19 can forget such a mark with its inode. If neither works, the file is held again.
-        if mark(flags | FAN_MARK_EVICTABLE).is_err() {
-            let _ = mark(flags);
-        }
-    }
-
-    /// Lets it go on. Whether it had to wait until now.
-    pub fn release(&self) -> bool {
-        if self.answered.swap(true, Ordering::AcqRel) {
-            return false;
-        }
-        if let Some(gate) = self.gate.upgrade() {
-            gate.allow(self.file.as_raw_fd());
-        }
-        true
-    }
 }
 
-impl Drop for HeldExec {
-    fn drop(&mut self) {
-        self.release();
-    }
-}
-
-/// include/uapi/linux/fanotify.h, Linux 5.19.
-const FAN_MARK_EVICTABLE: u32 = 0x200;
-
-/// What all parts share.
-#[derive(Debug)]
-struct Gate {
-    group: OwnedFd,
-    queue: Mutex<VecDeque<Arc<HeldExec>>>,
-    /// Readable when there is something in the queue.
-    ready: OwnedFd,
-    stop: OwnedFd,
-    ignored: AtomicUsize,
-    /// Programs that began because their time was up, or too many were waiting.
-    let_go: AtomicUsize,
-    /// The one who decides is too slow: nothing is held until it goes on.
-    behind: AtomicBool,
-}
-
-impl Gate {
-    fn mark(
-        &self,
-        flags: u32,
-        mask: u64,
-        file: Option<BorrowedFd<'_>>,
-        path: &Path,
-    ) -> io::Result<()> {
-        let path = CString::new(path.as_os_str().as_bytes())?;
-        let (file, path) = match file {
-            // Without a path, the descriptor is meant.
-            Some(file) => (file.as_raw_fd(), std::ptr::null()),
-            None => (libc::AT_FDCWD, path.as_ptr()),
-        };
-        // SAFETY: The group is open, and the path is null or ends with NUL and lives until the call
-        // returns.
-        let result =
-            unsafe { libc::fanotify_mark(self.group.as_raw_fd(), flags, mask, file, path) };
-        if result == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
-        }
-    }
-
-    fn allow(&self, fd: i32) {
-        let response = libc::fanotify_response {
-            fd,
-            response: libc::FAN_ALLOW,
-        };
-        let mut bytes = [0; size_of::<libc::fanotify_response>()];
-        bytes[..4].copy_from_slice(&response.fd.to_ne_bytes());
-        bytes[4..].copy_from_slice(&response.response.to_ne_bytes());
-        // If it fails, the program has been killed meanwhile.
-        let _ = rustix::io::write(&self.group, &bytes);
-    }
-
-    fn queue(&self) -> std::sync::MutexGuard<'_, VecDeque<Arc<HeldExec>>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// What is to become of a program that starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes on.
+    GoOn,
+    /// It goes on, and nobody is held any more who executes this file, until it changes.
+    Ignore,
 }
 
 /// A gate that programs have to pass before they begin. Open for good when this is dropped.
 #[derive(Debug)]
 pub struct ExecGate {
-    gate: Arc<Gate>,
-    thread: Option<JoinHandle<()>>,
+    guard: Child,
+    socket: OwnedFd,
+    starting: VecDeque<StartingProgram>,
     devices: HashSet<String>,
     own_namespace: Option<OsString>,
     not_held: Vec<PathBuf>,
+    untold: u64,
+    /// How often the guard has not said yet that it is there.
+    questions: u32,
+    has_ended: bool,
 }
 
 impl ExecGate {
     /// Begins to hold programs of all filesystems that are mounted in the mount namespaces of running
-    /// processes.
-    pub fn close() -> Result<Self, Error> {
-        let failed = |source| Error::System {
-            what: "holding programs that start, by fanotify",
-            source,
-        };
-        let descriptor = |fd: rustix::io::Result<OwnedFd>| fd.map_err(|errno| failed(errno.into()));
-        let gate = Arc::new(Gate {
-            group: group().map_err(failed)?,
-            queue: Mutex::default(),
-            ready: descriptor(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK))?,
-            stop: descriptor(eventfd(0, EventfdFlags::CLOEXEC))?,
-            ignored: AtomicUsize::new(0),
-            let_go: AtomicUsize::new(0),
-            behind: AtomicBool::new(false),
-        });
-        let theirs = Arc::clone(&gate);
-        let thread = std::thread::Builder::new()
-            .name("gate".into())
-            .spawn(move || keep_watch(&theirs))
-            .map_err(failed)?;
+    /// processes. The command's process is the guard: it has to call [`guard_exec_gate`].
+    pub fn close(mut guard: Command) -> Result<Self, Error> {
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        guard.stdin(OwnedFd::from(theirs));
+        // Whoever reads our output must not wait for the guard's end.
+        guard.stdout(Stdio::null()).stderr(Stdio::null());
+        let process = guard.spawn().map_err(failed)?;
+        // Has the guard's end of the socket, whose last copy is to be the guard's own.
+        drop(guard);
         let mut gate = Self {
-            gate,
-            thread: Some(thread),
+            guard: process,
+            socket: ours.into(),
+            starting: VecDeque::new(),
             devices: HashSet::new(),
             own_namespace: mounts::namespace(std::process::id()),
             not_held: Vec::new(),
+            untold: 0,
+            questions: 0,
+            has_ended: false,
         };
-        gate.hold_mounts(mounts::ours());
-        if gate.devices.is_empty() {
-            return Err(failed(io::ErrorKind::Unsupported.into()));
+        gate.begin()?;
+        Ok(gate)
+    }
+
+    fn begin(&mut self) -> Result<(), Error> {
+        match self.wait_for(Kind::Ready) {
+            Some(0) => {}
+            Some(error) => return Err(refused(error)),
+            None => return Err(failed(io::ErrorKind::TimedOut.into())),
+        }
+        let error = self.hold_mounts(mounts::ours());
+        if self.not_held.len() == self.devices.len() {
+            return Err(refused(error));
         }
         let mut seen = HashSet::new();
         for pid in crate::processes::pids()? {
             if mounts::namespace(pid).is_some_and(|namespace| seen.insert(namespace)) {
-                gate.hold_mounts_of(pid);
+                self.hold_mounts_of(pid);
             }
         }
-        Ok(gate)
+        Ok(())
     }
 
-    /// Also holds programs of filesystems that have been mounted in our mount namespace meanwhile.
+    /// Process id of the guard.
+    pub fn guard_pid(&self) -> u32 {
+        self.guard.id()
+    }
+
+    /// Also holds programs of filesystems that have been mounted meanwhile in our mount namespace, or in
+    /// that of the first process.
     pub fn hold_new_mounts(&mut self) {
         self.hold_mounts(mounts::ours());
+        self.hold_mounts_of(1);
     }
 
     /// Also holds programs of filesystems in a process's mount namespace, if that is not ours: nobody
@@ -222,20 +173,33 @@ impl ExecGate {
         }
     }
 
-    fn hold_mounts(&mut self, mounts: Vec<Mount>) {
+    /// Returns the last error, or 0.
+    fn hold_mounts(&mut self, mounts: Vec<Mount>) -> u64 {
+        let mut last_error = 0;
         for mount in mounts {
-            if !self.devices.contains(&mount.device) {
-                let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
-                let held = !mount.is_remote()
-                    && self
-                        .gate
-                        .mark(flags, libc::FAN_OPEN_EXEC_PERM, None, &mount.path)
-                        .is_ok();
-                if !held {
-                    self.not_held.push(mount.path);
-                }
-                self.devices.insert(mount.device);
+            if self.devices.contains(&mount.device) {
+                continue;
             }
+            let error = match (mount.is_remote(), open_mount(&mount.path)) {
+                (true, _) => libc::EREMOTE.unsigned_abs().into(),
+                (false, Ok(file)) => self.mark(file.as_fd()),
+                (false, Err(errno)) => errno.raw_os_error().unsigned_abs().into(),
+            };
+            if error != 0 {
+                last_error = error;
+                self.not_held.push(mount.path);
+            }
+            self.devices.insert(mount.device);
+        }
+        last_error
+    }
+
+    /// Has the guard hold programs of a filesystem. Returns the error, or 0.
+    fn mark(&mut self, file: BorrowedFd<'_>) -> u64 {
+        let no_answer = libc::ETIMEDOUT.unsigned_abs().into();
+        match Message::new(Kind::Mark).send(self.socket.as_fd(), Some(file)) {
+            Ok(()) => self.wait_for(Kind::Marked).unwrap_or(no_answer),
+            Err(errno) => errno.raw_os_error().unsigned_abs().into(),
         }
     }
 
@@ -245,43 +209,185 @@ impl ExecGate {
         &self.not_held
     }
 
-    /// The next program that waits.
-    pub fn next(&self) -> Option<Arc<HeldExec>> {
-        let mut queue = self.gate.queue();
-        self.gate.behind.store(false, Ordering::Relaxed);
-        let next = queue.pop_front();
-        if next.is_none() {
-            // A counter that is zero already is as good.
-            let _ = rustix::io::read(&self.gate.ready, &mut [0; 8]);
-        }
-        next
+    /// The next program that starts.
+    pub fn next_program(&mut self) -> Option<StartingProgram> {
+        self.receive();
+        self.starting.pop_front()
     }
 
-    /// How many programs began before they were released, because that took too long.
-    pub fn let_go(&self) -> usize {
-        self.gate.let_go.load(Ordering::Relaxed)
+    /// Says what is to become of a program. If this can't be said, the guard lets it go on in time.
+    pub fn answer(&self, program: &StartingProgram, verdict: Verdict) {
+        let kind = match verdict {
+            Verdict::GoOn => Kind::Release,
+            Verdict::Ignore => Kind::Ignore,
+        };
+        let answer = Message {
+            id: program.id,
+            ..Message::new(kind)
+        };
+        let _ = answer.send(self.socket.as_fd(), None);
+    }
+
+    /// How many programs, of whatever kind, began without being held and without a word of them, because
+    /// too many others had not been answered yet.
+    pub fn untold(&self) -> u64 {
+        self.untold
+    }
+
+    /// Asks whether the guard is there; call it about once in a second. One that says nothing several
+    /// times would hold up every program that starts: it is killed.
+    pub fn check(&mut self) {
+        self.receive();
+        if self.questions >= QUESTIONS_MAX {
+            // If it fails, the guard has ended.
+            let _ = self.guard.kill();
+        }
+        if Message::new(Kind::AreYouThere)
+            .send(self.socket.as_fd(), None)
+            .is_ok()
+        {
+            self.questions += 1;
+        }
+    }
+
+    /// Whether the guard is gone, and nothing is held any more.
+    pub fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// Whether there is a next one although the gate may not be readable.
+    pub fn has_next(&self) -> bool {
+        !self.starting.is_empty()
+    }
+
+    /// Takes what the guard has said by now, unless there is enough to do: each program is an open file.
+    fn receive(&mut self) {
+        while self.starting.len() < STARTING_MAX {
+            let Some((message, file)) = self.message() else {
+                break;
+            };
+            self.take(message, file);
+        }
+    }
+
+    fn message(&mut self) -> Option<(Message, Option<OwnedFd>)> {
+        let message = Message::receive(self.socket.as_fd());
+        self.has_ended |= message.is_err();
+        message.unwrap_or_default()
+    }
+
+    fn take(&mut self, message: Message, file: Option<OwnedFd>) {
+        self.questions = 0;
+        self.untold = self.untold.max(message.untold);
+        match (message.kind, file) {
+            (Kind::Starting, Some(file)) => self.starting.push_back(StartingProgram {
+                id: message.id,
+                pid: message.pid,
+                file: file.into(),
+                held_until_ns: message.number,
+            }),
+            // We had no descriptor left for it: the time limit will have to do.
+            (Kind::Starting, None) => self.untold += 1,
+            _ => {}
+        }
+    }
+
+    /// Waits for a message of this kind and returns its number.
+    fn wait_for(&mut self, kind: Kind) -> Option<u64> {
+        let deadline = Instant::now() + GUARD_PATIENCE;
+        while !self.has_ended {
+            while let Some((message, file)) = self.message() {
+                if message.kind == kind {
+                    return Some(message.number);
+                }
+                self.take(message, file);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            let timeout = Timespec {
+                tv_sec: left.as_secs().cast_signed(),
+                tv_nsec: left.subsec_nanos().into(),
+            };
+            let mut descriptors = [PollFd::new(&self.socket, PollFlags::IN)];
+            // If it fails, the next attempt to receive does too.
+            let _ = poll(&mut descriptors, Some(&timeout));
+        }
+        None
     }
 }
 
 impl AsFd for ExecGate {
-    /// Readable when there is a next one.
+    /// Readable when there is a next one, or the guard is gone.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.gate.ready.as_fd()
+        self.socket.as_fd()
     }
 }
 
 impl Drop for ExecGate {
     fn drop(&mut self) {
-        // A counter that is full is as good as one that counts further.
-        let _ = rustix::io::write(&self.gate.stop, &1u64.to_ne_bytes());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        // It would end by itself as soon as the socket is closed, unless it is stopped.
+        let _ = self.guard.kill();
+        let _ = self.guard.try_wait();
     }
 }
 
-/// Allows as many files to be open as we may, and returns how many that is. Where a descriptor can't be
-/// had for a program that is held, the kernel does not let it begin.
+/// Whether programs could be held here, found out without holding any: nobody can execute a directory.
+pub fn rehearse_exec_gate() -> Result<(), Error> {
+    let refusal = |error: io::Error| refused(number_of(Some(&error)));
+    let root = File::open("/").map_err(failed)?;
+    let group = Group::new().map_err(refusal)?;
+    group.ask_about(root.as_fd()).map_err(refusal)
+}
+
+/// The error's number for a message; 0 if there is no error.
+fn number_of(error: Option<&io::Error>) -> u64 {
+    let number = error.map(|error| error.raw_os_error().unwrap_or(libc::EIO));
+    number.unwrap_or_default().unsigned_abs().into()
+}
+
+/// Opens a mount point, or nothing if that is neither a directory nor a regular file: opening devices
+/// and pipes has effects.
+fn open_mount(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let place = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    match FileType::from_raw_mode(rustix::fs::fstat(&place)?.st_mode) {
+        FileType::Directory | FileType::RegularFile => {}
+        _ => return Err(rustix::io::Errno::NOTSUP),
+    }
+    let same = format!("/proc/self/fd/{}", place.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::open(same, flags, Mode::empty())
+}
+
+fn failed(source: io::Error) -> Error {
+    Error::System {
+        what: "holding programs that start, by fanotify",
+        source,
+    }
+}
+
+/// Why the kernel does not let us hold programs.
+fn refused(error: u64) -> Error {
+    let error = i32::try_from(error).unwrap_or(libc::EIO);
+    match error {
+        libc::EPERM => Error::MissingCapabilities {
+            what: "hold programs that start, by fanotify",
+            missing: "CAP_SYS_ADMIN".into(),
+        },
+        // A mask that it does not know, or was built without.
+        libc::EINVAL | libc::ENOSYS => Error::Unsupported {
+            feature: "way to hold programs that start (fanotify's FAN_OPEN_EXEC_PERM)",
+            kernel: kernel_release(),
+            since: "5.0",
+            option: "CONFIG_FANOTIFY_ACCESS_PERMISSIONS",
+        },
+        _ => failed(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// Allows as many files to be open as we may, and returns how many that is. Where the guard can't have a
+/// descriptor for a program that is held, the kernel does not let it begin.
 pub fn raise_limit_of_open_files() -> usize {
     use rustix::process::{Resource, getrlimit, setrlimit};
 
@@ -291,194 +397,4 @@ pub fn raise_limit_of_open_files() -> usize {
     let _ = setrlimit(Resource::Nofile, limit);
     let now = getrlimit(Resource::Nofile).current;
     now.map_or(usize::MAX, |now| usize::try_from(now).unwrap_or(usize::MAX))
-}
-
-fn group() -> io::Result<OwnedFd> {
-    let flags = libc::FAN_CLASS_CONTENT
-        | libc::FAN_CLOEXEC
-        | libc::FAN_NONBLOCK
-        | libc::FAN_UNLIMITED_QUEUE
-        | libc::FAN_UNLIMITED_MARKS;
-    let file_flags = libc::O_RDONLY | libc::O_LARGEFILE | libc::O_CLOEXEC;
-    // SAFETY: Plain numbers go in, a descriptor comes out.
-    let group = unsafe { libc::fanotify_init(flags, file_flags.cast_unsigned()) };
-    if group < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: A new descriptor, which nobody else has.
-    Ok(unsafe { OwnedFd::from_raw_fd(group) })
-}
-
-/// Takes events and keeps to the time limit, until told to stop.
-fn keep_watch(gate: &Arc<Gate>) {
-    // Every program of the machine waits for this thread. Needs CAP_SYS_NICE, without it goes as well.
-    let _ = rustix::process::nice(-10);
-    // If we keep more than that, nothing is lost but caution.
-    let _ = crate::give_up_privileges();
-    let mut waiting: VecDeque<(Instant, Arc<HeldExec>)> = VecDeque::new();
-    loop {
-        let timeout = waiting.front().map(|(deadline, _)| {
-            let left = deadline.saturating_duration_since(Instant::now());
-            Timespec {
-                tv_sec: left.as_secs().cast_signed(),
-                tv_nsec: left.subsec_nanos().into(),
-            }
-        });
-        let mut descriptors = [
-            PollFd::new(&gate.stop, PollFlags::IN),
-            PollFd::new(&gate.group, PollFlags::IN),
-        ];
-        match poll(&mut descriptors, timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(_) => break,
-        }
-        if !descriptors[0].revents().is_empty() {
-            break;
-        }
-        for held in receive(gate) {
-            admit(gate, &mut waiting, held);
-        }
-        while let Some((deadline, held)) = waiting.front() {
-            let answered = held.answered.load(Ordering::Acquire);
-            if !answered && *deadline > Instant::now() {
-                break;
-            }
-            if !answered {
-                gate.behind.store(true, Ordering::Relaxed);
-            }
-            if held.release() {
-                gate.let_go.fetch_add(1, Ordering::Relaxed);
-            }
-            waiting.pop_front();
-        }
-    }
-    for held in receive(gate) {
-        held.release();
-    }
-}
-
-/// Has a program wait, if there is anybody to decide.
-fn admit(gate: &Arc<Gate>, waiting: &mut VecDeque<(Instant, Arc<HeldExec>)>, held: HeldExec) {
-    if held.pid == 0 || held.pid == std::process::id() {
-        return; // Not one of our pid namespace, or ourselves.
-    }
-    if gate.behind.load(Ordering::Relaxed) || waiting.len() >= HELD_MAX {
-        gate.let_go.fetch_add(1, Ordering::Relaxed);
-        return;
-    }
-    let held = Arc::new(held);
-    waiting.push_back((Instant::now() + LONGEST_HOLD, Arc::clone(&held)));
-    gate.queue().push_back(held);
-    // A counter that is full is as good as one that counts further.
-    let _ = rustix::io::write(&gate.ready, &1u64.to_ne_bytes());
-}
-
-/// Takes what events there are.
-fn receive(gate: &Arc<Gate>) -> Vec<HeldExec> {
-    const METADATA: usize = size_of::<libc::fanotify_event_metadata>();
-
-    let mut buffer = [0; 64 * METADATA];
-    let Ok(length) = rustix::io::read(&gate.group, &mut buffer) else {
-        return Vec::new();
-    };
-    let mut events = Vec::new();
-    let mut rest = &buffer[..length];
-    while rest.len() >= METADATA {
-        let field = |offset: usize| {
-            let mut bytes = [0; 4];
-            bytes.copy_from_slice(&rest[offset..offset + 4]);
-            i32::from_ne_bytes(bytes)
-        };
-        let fd = field(std::mem::offset_of!(libc::fanotify_event_metadata, fd));
-        let pid = field(std::mem::offset_of!(libc::fanotify_event_metadata, pid));
-        if fd >= 0 {
-            events.push(HeldExec {
-                gate: Arc::downgrade(gate),
-                // SAFETY: A new descriptor, which the kernel made for this event.
-                file: unsafe { File::from_raw_fd(fd) },
-                pid: pid.cast_unsigned(),
-                answered: AtomicBool::new(false),
-            });
-        }
-        let length = field(0).cast_unsigned() as usize;
-        rest = rest.get(length.max(METADATA)..).unwrap_or_default();
-    }
-    events
-}
-
-#[cfg(test)]
-mod tests {
-    use std::process::Command;
-
-    use super::*;
-
-    /// A copy of `true`, which nobody else executes.
-    fn program() -> (PathBuf, PathBuf) {
-        let directory = std::env::temp_dir().join(format!(
-            "ecapture-gate-{}-{:?}",
-            std::process::id(),
-            std::thread::current().id()
-        ));
-        std::fs::create_dir_all(&directory).unwrap();
-        let path = directory.join("program");
-        let copied = Command::new("cp").arg("/bin/true").arg(&path).status();
-        assert!(copied.unwrap().success());
-        (directory, path)
-    }
-
-    fn wait_for(gate: &ExecGate, wanted: &Path) -> Arc<HeldExec> {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while Instant::now() < deadline {
-            if let Some(held) = gate.next() {
-                if held.path() == wanted {
-                    return held;
-                }
-                held.release();
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        panic!("not held");
-    }
-
-    #[test]
-    #[ignore = "needs root: run `cargo xtask test`"]
-    fn a_program_begins_when_it_is_released_or_its_time_is_up_or_the_gate_is_gone() {
-        let (directory, path) = program();
-        let gate = ExecGate::close().unwrap();
-        let spawn = || {
-            let path = path.clone();
-            std::thread::spawn(move || Command::new(path).status().unwrap().success())
-        };
-        let released = spawn();
-        let held = wait_for(&gate, &path);
-        let process = held.process().unwrap();
-        assert_eq!(process.comm, b"program");
-        let executable = held.executable().unwrap();
-        assert_eq!(process.identity, executable.identity());
-        assert!(!released.is_finished());
-        assert!(held.release());
-        assert!(!held.release());
-        assert!(released.join().unwrap());
-
-        let forgotten = spawn();
-        let held = wait_for(&gate, &path);
-        assert!(forgotten.join().unwrap());
-        assert!(!held.release());
-        assert!(gate.let_go() >= 1);
-
-        // From then on nothing is held, until somebody looks.
-        while let Some(other) = gate.next() {
-            other.release();
-        }
-        let last = spawn();
-        let held = wait_for(&gate, &path);
-        held.ignore();
-        held.release();
-        assert!(last.join().unwrap());
-        let ignored = spawn();
-        assert!(ignored.join().unwrap());
-        drop(gate);
-        assert!(spawn().join().unwrap());
-        std::fs::remove_dir_all(directory).unwrap();
-    }
 }

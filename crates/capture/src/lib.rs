@@ -15,6 +15,7 @@ mod error;
 mod exec_events;
 mod exec_gate;
 mod executable;
+mod fanotify;
 mod filter;
 mod follower;
 mod hooks;
@@ -24,6 +25,7 @@ mod libbpf_log;
 mod libpcap;
 mod libraries;
 mod load;
+mod mapping_events;
 mod mounts;
 mod names;
 mod network_namespace;
@@ -45,13 +47,17 @@ mod uprobes;
 pub use clock::{monotonic_ns, realtime_offset_ns};
 pub use error::{Error, operating_system};
 pub use exec_events::ExecEvents;
-pub use exec_gate::{ExecGate, HeldExec, raise_limit_of_open_files};
+pub use exec_gate::{
+    ExecGate, StartingProgram, Verdict, guard_exec_gate, raise_limit_of_open_files,
+    rehearse_exec_gate,
+};
 pub use executable::{Executable, Identity, MappedFile};
 #[cfg(fuzzing)]
 pub use filter::test_run::verdicts;
 pub use interfaces::{Interface, InterfaceSelection, LinkType};
 pub use libbpf_log::set_debug;
 pub use libraries::Library;
+pub use mapping_events::{MappedFileId, MappingEvent, MappingEvents};
 pub use names::look_names_up_without_plugins;
 pub use network_namespace::NetworkNamespace;
 pub use packets::{HookKind, InterfaceStatistics, PacketCapture, PacketOptions, PacketTarget};
@@ -59,7 +65,7 @@ pub use privileges::{effective_user_can_trace, give_up_privileges, keep_privileg
 pub use probe_set::{Objects, ProbeSet, Selection, SetOptions, Taking, TargetId};
 pub use probes::{Filters, Options, Part, Probes, Wanted};
 pub use process::Process;
-pub use processes::{ProcessInfo, environment_variable, running};
+pub use processes::{ProcessInfo, cgroup_of, environment_variable, running};
 pub use reader::{Counters, Reader, StopSwitch, Stopped};
 pub use rehearsal::{Host, UprobeSupport, rehearse_packets, rehearse_uprobes};
 pub use uprobes::UprobeKind;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use crate::executable::changed_ns;
-use crate::{Executable, Identity};
+use crate::{Executable, Identity, MappingEvent};
 
 /// A file that a process has mapped executable, other than what it executes.
 #[derive(Clone, Debug)]
@@ -42,6 +42,17 @@ impl Library {
             .filter_map(|mapping| Self::open(&directory, &mapping).ok())
             .filter(|library| Some(library.identity) != executable)
             .collect()
+    }
+
+    /// The one that an event tells of; `None` if its path leads elsewhere by now, or the process has ended.
+    pub fn of_event(event: &MappingEvent) -> Option<Self> {
+        let mapping = Mapping {
+            range: b"",
+            device: b"",
+            inode: event.inode,
+            path: event.path.as_os_str().as_bytes(),
+        };
+        Self::open(Path::new(&format!("/proc/{}", event.pid)), &mapping).ok()
     }
 
     /// Opens it.

@@ -1,8 +1,9 @@
 //! Uprobes in any number of executables, which come and go while the capture runs: one ring buffer, and
 //! one loaded object where the kernel can tell a program which executable it was attached to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
+use std::thread::JoinHandle;
 
 use libbpf_rs::{Link, MapCore, MapFlags};
 
@@ -68,10 +69,18 @@ struct Attached {
     sites: usize,
 }
 
+/// Executables that are being detached from, for which the kernel takes its time.
+struct Leaving {
+    executables: Vec<(u32, Attached)>,
+    thread: Option<JoinHandle<()>>,
+}
+
 /// Uprobes in many executables. They are gone when this is dropped.
 pub struct ProbeSet {
     /// By number; one for each TLS package of each executable.
     attached: BTreeMap<u32, Attached>,
+    /// Their numbers are not free yet.
+    leaving: Vec<Leaving>,
     /// Has the maps, and the programs if there is one object for all.
     base: GotlsSkel<'static>,
     set: SetOptions,
@@ -120,6 +129,7 @@ impl ProbeSet {
         let base = load(serving, selection, programs, kind, options, ring_bytes)?;
         Ok(Self {
             attached: BTreeMap::new(),
+            leaving: Vec::new(),
             base,
             set: *set,
             objects,
@@ -155,9 +165,8 @@ impl ProbeSet {
     ) -> Result<u32, Error> {
         check_architecture(wanted.arch())?;
         let mut target = target(wanted)?;
-        let mut numbers = 0..Self::EXECUTABLES_MAX;
-        let number = numbers.find(|number| !self.attached.contains_key(number));
-        let number = number.ok_or(Error::TooManyExecutables {
+        self.forget_detached();
+        let number = self.free_number().ok_or(Error::TooManyExecutables {
             limit: Self::EXECUTABLES_MAX,
         })?;
         target.arguments.file = first.map_or(number, |first| first.0);
@@ -238,9 +247,17 @@ impl ProbeSet {
         )
     }
 
-    /// Detaches from some executables; it takes no longer for many than for one. Ids that are not there
-    /// are left out.
+    fn free_number(&self) -> Option<u32> {
+        let leaving = self.leaving.iter().flat_map(|leaving| &leaving.executables);
+        let leaving: BTreeSet<_> = leaving.map(|(number, _)| number).collect();
+        (0..Self::EXECUTABLES_MAX)
+            .find(|number| !self.attached.contains_key(number) && !leaving.contains(number))
+    }
+
+    /// Begins to detach from some executables, and does not wait for it. Ids that are not there are left
+    /// out.
     pub fn detach(&mut self, ids: &[TargetId]) {
+        self.forget_detached();
         let is_gone = |target: &Target| ids.contains(&TargetId(target.arguments.file));
         let numbers: Vec<_> = self
             .attached
@@ -248,19 +265,41 @@ impl ProbeSet {
             .filter(|(_, attached)| is_gone(&attached.target))
             .map(|(number, _)| *number)
             .collect();
-        let mut gone: Vec<_> = numbers
+        let mut executables: Vec<_> = numbers
             .into_iter()
             .filter_map(|number| Some((number, self.attached.remove(&number)?)))
             .collect();
-        let links = gone.iter_mut().flat_map(|(_, gone)| gone.links.drain(..));
-        drop_at_once(&mut links.collect());
-        for (number, gone) in gone {
+        let links = executables.iter_mut();
+        let mut links: Vec<_> = links.flat_map(|(_, gone)| gone.links.drain(..)).collect();
+        let thread = std::thread::Builder::new()
+            .name("detach".into())
+            .spawn(move || drop_at_once(&mut links));
+        self.leaving.push(Leaving {
+            executables,
+            // If no thread can be had, the links are gone with what it would have done.
+            thread: thread.ok(),
+        });
+    }
+
+    /// Gives the numbers free of those that have been detached from.
+    fn forget_detached(&mut self) {
+        let is_gone = |leaving: &mut Leaving| {
+            let thread = leaving.thread.as_ref();
+            thread.is_none_or(JoinHandle::is_finished)
+        };
+        let gone: Vec<_> = self.leaving.extract_if(.., is_gone).collect();
+        gone.into_iter().for_each(|gone| self.forget(gone));
+    }
+
+    fn forget(&self, gone: Leaving) {
+        for (number, gone) in gone.executables {
             forget_types(&self.base, number, &gone.target);
             drop(gone.skeleton);
         }
     }
 
-    /// Detaches from all of them. What is in the ring buffer stays there to be read.
+    /// Detaches from all of them, which takes no longer for many than for one. What is in the ring buffer
+    /// stays there to be read.
     pub fn detach_all(&mut self) {
         let files = self
             .attached
@@ -268,6 +307,11 @@ impl ProbeSet {
             .map(|attached| attached.target.arguments.file);
         let ids: Vec<_> = files.map(TargetId).collect();
         self.detach(&ids);
+        for mut gone in std::mem::take(&mut self.leaving) {
+            // If it has panicked, its links are gone too.
+            let _ = gone.thread.take().map(JoinHandle::join);
+            self.forget(gone);
+        }
     }
 
     /// Captures from this process too, as one that runs this executable, or has mapped this library. A
@@ -288,7 +332,7 @@ impl ProbeSet {
     }
 
     /// No longer captures from this process by way of these files.
-    pub fn forget(&self, pid: u32, ids: impl IntoIterator<Item = TargetId>) {
+    pub fn unwant(&self, pid: u32, ids: impl IntoIterator<Item = TargetId>) {
         let files = ids.into_iter().map(|id| id.0).chain([ANY_FILE]);
         for file in files {
             // It need not be there.

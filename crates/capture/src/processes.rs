@@ -73,6 +73,15 @@ impl ProcessInfo {
 
     /// What a process will be once it executes a file that it has opened for this.
     pub(crate) fn about_to_execute(pid: u32, file: &File, path: PathBuf) -> io::Result<Self> {
+        Ok(Self {
+            uid: real_user(pid).ok_or(io::ErrorKind::NotFound)?,
+            cgroup: cgroup(&fs::read(format!("/proc/{pid}/cgroup"))?),
+            ..Self::of_file(pid, file, path)?
+        })
+    }
+
+    /// What can be said of a process that has ended if only the file is known that it executed.
+    pub(crate) fn of_file(pid: u32, file: &File, path: PathBuf) -> io::Result<Self> {
         /// TASK_COMM_LEN without the NUL.
         const COMM_MAX: usize = 15;
 
@@ -81,12 +90,12 @@ impl ProcessInfo {
         comm.truncate(COMM_MAX);
         Ok(Self {
             pid,
-            uid: real_user(pid).ok_or(io::ErrorKind::NotFound)?,
+            uid: u32::MAX,
             comm,
             executable: path,
             identity: Identity::of(&metadata),
             changed_ns: changed_ns(&metadata),
-            cgroup: cgroup(&fs::read(format!("/proc/{pid}/cgroup"))?),
+            cgroup: PathBuf::new(),
         })
     }
 
@@ -174,6 +183,12 @@ fn cgroup(lines: &[u8]) -> PathBuf {
         _ => b"/",
     };
     PathBuf::from(OsString::from_vec(path.to_vec()))
+}
+
+/// A process's cgroup, as [`ProcessInfo::cgroup`] has it. Needs no privilege.
+pub fn cgroup_of(pid: u32) -> Option<PathBuf> {
+    let lines = fs::read(format!("/proc/{pid}/cgroup")).ok()?;
+    Some(cgroup(&lines))
 }
 
 /// What a process's environment says of a variable, if we may look.

@@ -53,6 +53,12 @@ pub(crate) enum Command {
     /// Write man pages or shell completions, which packages of ecapture contain
     #[command(subcommand, hide = true)]
     Generate(Generated),
+    /// Hold programs that start; a capture executes itself with this
+    #[command(hide = true)]
+    ExecGate {
+        /// For no longer than this
+        milliseconds: u32,
+    },
 }
 
 const GOTLS_EXAMPLES: &str = "\
@@ -123,6 +129,11 @@ pub(crate) struct GotlsArgs {
     /// End after so many seconds
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) duration: Option<Duration>,
+
+    /// Where many programs are captured, hold one that starts for no longer than this until it is attached
+    /// to; 0 for not at all [default: 250]
+    #[arg(long, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u32).range(..=60_000))]
+    pub(crate) longest_hold: Option<u32>,
 
     /// Say on stderr what is being done, with all that the kernel's verifier says
     #[arg(short, long)]

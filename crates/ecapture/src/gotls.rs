@@ -12,6 +12,7 @@ use gobin::{Analysis, BuildMode};
 use trace::escape_name;
 
 use crate::args::{GotlsArgs, Mode};
+use crate::container::Container;
 use crate::failure::Failure;
 use crate::keylog_mode;
 use crate::log;
@@ -19,6 +20,7 @@ use crate::many;
 use crate::outputs::{Outputs, check_combination as check_outputs};
 use crate::parts::{FilePlans, GoFile, go_files};
 use crate::pcap_mode::{self, PacketsAndKeys};
+use crate::places::{KnownPlaces, Places};
 use crate::recorder::{CapturedInterface, Context, now_ns};
 use crate::selectors::One;
 use crate::session::{Attached, DebugLog, Session};
@@ -44,6 +46,9 @@ pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
     let Some(one) = args.selectors.one() else {
         return many::run(args, mode, log);
     };
+    if args.longest_hold.is_some() {
+        return wrong("--longest-hold is for captures of many programs: nothing is held for one");
+    }
     let process = one.pid.map(Process::open).transpose()?;
     let executable = open_executable(one.elfpath, process.as_ref())?;
     let files = go_files(executable, process.as_ref())?;
@@ -140,6 +145,12 @@ impl<'a> Command<'a> {
         interfaces: Vec<CapturedInterface>,
     ) -> Result<(), Failure> {
         let pipeline = outputs.begin(&self.args.output, &self.context(interfaces))?;
+        let known = KnownPlaces::default();
+        if let Some(pid) = self.one.pid {
+            // While we may look at its environment.
+            known.set(pid, Container::of_pid(pid));
+        }
+        let pipeline = pipeline.with_places(Places::new(known));
         match session.run(attached, pipeline)? {
             Some(outcome) => outcome.conclude(),
             None => Ok(()),
@@ -241,13 +252,13 @@ impl<'a> Command<'a> {
         }
     }
 
-    fn session(&self, after_target: Duration, plans: &Plans<'_>) -> Result<Session<'a>, Failure> {
+    fn session(&self, after_targets: Duration, plans: &Plans<'_>) -> Result<Session<'a>, Failure> {
         let signals = Signals::catch()
             .context("catching signals")
             .map_err(Failure::Runtime)?;
         Ok(Session {
-            process: self.process,
-            after_target,
+            targets: self.process.map_or(&[], std::slice::from_ref),
+            after_targets,
             duration: self.args.duration,
             description: self.describe(plans),
             signals,
@@ -270,10 +281,12 @@ impl<'a> Command<'a> {
 
 /// Where to probe which file; at least one.
 type Plans<'a> = Vec<(&'a GoFile, FilePlans)>;
+fn wrong(error: &str) -> Result<(), Failure> {
+    Err(Failure::WrongInput(anyhow!("{error}")))
+}
 
 /// An option that would do nothing is refused.
 fn check_combination(args: &GotlsArgs, mode: Mode) -> Result<(), Failure> {
-    let wrong = |error: &str| Err(Failure::WrongInput(anyhow!("{error}")));
     check_outputs(&args.output, mode)?;
     if args.tsize.is_some() && matches!(mode, Mode::Keylog | Mode::Pcap) {
         return wrong("--tsize is for text and plain mode, which show plaintext");

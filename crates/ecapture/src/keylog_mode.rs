@@ -43,9 +43,11 @@ impl Output for Keys {
         match record {
             Record::Key(key) => self.log.key(key),
             // Not probed for, but a recording may hold them.
-            Record::Connection(_) | Record::Data(_) | Record::Close(_) | Record::Packet(_) => {
-                Ok(())
-            }
+            Record::Connection(_)
+            | Record::Data(_)
+            | Record::Close(_)
+            | Record::Packet(_)
+            | Record::Process(_) => Ok(()),
         }
     }
 

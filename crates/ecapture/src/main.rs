@@ -22,11 +22,13 @@ mod keylog_mode;
 mod list;
 mod log;
 mod many;
+mod missed;
 mod output;
 mod outputs;
 mod parts;
 mod pcap_mode;
 mod pipeline;
+mod places;
 mod plain_mode;
 mod programs;
 mod recorder;
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         args::Command::Doctor(args) => doctor::run(&args),
         args::Command::List(args) => list::run(&args),
         args::Command::Generate(what) => generate::run(&what),
+        args::Command::ExecGate { milliseconds } => watch::guard(milliseconds),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

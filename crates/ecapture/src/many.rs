@@ -1,6 +1,5 @@
 //! `ecapture gotls` without a target, or with several: all programs that are meant, now and later.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
@@ -10,18 +9,22 @@ use crate::args::{GotlsArgs, Mode};
 use crate::failure::Failure;
 use crate::log;
 use crate::outputs::Outputs;
+use crate::places::{KnownPlaces, Places};
 use crate::programs::{Programs, Take};
 use crate::recorder::{Context, now_ns};
 use crate::session::{DebugLog, Session};
 use crate::supervise::Signals;
 use crate::watch::Watch;
 
+/// For so many milliseconds nobody minds if a program that has never been seen starts later.
+const LONGEST_HOLD_MS: u32 = 250;
+
 /// Runs the command.
 pub(crate) fn run(args: &GotlsArgs, mode: Mode, log: DebugLog) -> Result<(), Failure> {
     // A process that isn't there will not come either.
-    for &pid in &args.selectors.pids {
-        Process::open(pid)?;
-    }
+    let open = |&pid| Process::open(pid);
+    let targets = args.selectors.pids.iter().map(open);
+    let targets = targets.collect::<Result<Vec<_>, _>>()?;
     let take = match mode {
         Mode::Text | Mode::Plain => Take::Plaintext(args.read_site.into()),
         Mode::Keylog => Take::Keys,
@@ -33,10 +36,21 @@ pub(crate) fn run(args: &GotlsArgs, mode: Mode, log: DebugLog) -> Result<(), Fai
         }
     };
     let outputs = Outputs::open(&args.output, mode, args.record.as_deref(), true)?;
-    let signals = catch()?;
-    let watch = watch(args, take)?;
-    let session = session(args, &watch, signals, log);
+    let signals = Signals::catch()
+        .context("catching signals")
+        .map_err(Failure::Runtime)?;
+    let known = KnownPlaces::default();
+    let watch = watch(args, take, known.clone())?;
+    let session = Session {
+        targets: &targets,
+        after_targets: Duration::ZERO,
+        duration: args.duration,
+        description: watch.describe(),
+        signals,
+        log,
+    };
     let pipeline = outputs.begin(&args.output, &context(args, mode))?;
+    let pipeline = pipeline.with_places(Places::new(known));
     match session.run(watch, pipeline)? {
         Some(outcome) => outcome.conclude(),
         None => Ok(()),
@@ -62,7 +76,7 @@ fn context(args: &GotlsArgs, mode: Mode) -> Context {
     }
 }
 
-fn watch(args: &GotlsArgs, take: Take) -> Result<Watch, Failure> {
+fn watch(args: &GotlsArgs, take: Take, places: KnownPlaces) -> Result<Watch, Failure> {
     let set = SetOptions {
         options: Options {
             filters: Filters::default(),
@@ -82,29 +96,9 @@ fn watch(args: &GotlsArgs, take: Take) -> Result<Watch, Failure> {
         objects: args.objects.into(),
     };
     let probes = ProbeSet::new(&set)?;
-    let programs = Programs::new(probes, args.selectors.clone(), take, log::line)
+    let programs = Programs::new(probes, args.selectors.clone(), take, places, log::line)
         .context("waiting for processes")
         .map_err(Failure::Runtime)?;
-    Watch::start(programs, log::line)
-}
-
-fn catch() -> Result<Signals, Failure> {
-    // Stopped, we would hold up every program that starts.
-    signal_hook::flag::register(signal_hook::consts::SIGTSTP, Arc::default())
-        .context("catching signals")
-        .map_err(Failure::Runtime)?;
-    Signals::catch()
-        .context("catching signals")
-        .map_err(Failure::Runtime)
-}
-
-fn session(args: &GotlsArgs, watch: &Watch, signals: Signals, log: DebugLog) -> Session<'static> {
-    Session {
-        process: None,
-        after_target: Duration::ZERO,
-        duration: args.duration,
-        description: watch.describe(),
-        signals,
-        log,
-    }
+    let longest_hold = args.longest_hold.unwrap_or(LONGEST_HOLD_MS);
+    Watch::start(programs, longest_hold, log::line)
 }

@@ -5,7 +5,10 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use capture::{Executable, Identity, Library, ProbeSet, Process, ProcessInfo, TargetId};
+use capture::{
+    Executable, Identity, Library, MappedFileId, MappingEvent, ProbeSet, Process, ProcessInfo,
+    TargetId,
+};
 use gobin::{Analysis, ReadSitePreference};
 use rustix::event::{Timespec, epoll};
 use trace::escape_name;
@@ -14,7 +17,9 @@ use crate::container::Container;
 use crate::failure::Failure;
 use crate::keylog_mode;
 use crate::list::refused;
+use crate::missed::{Missed, Unheld};
 use crate::parts::{FilePlans, analyze_library};
+use crate::places::KnownPlaces;
 use crate::selectors::Selectors;
 
 /// How long an executable stays attached that nobody runs any more: a program that is started again
@@ -79,9 +84,19 @@ pub(crate) enum Seen {
     /// It ran when the capture began.
     Running,
     /// It has begun to run, and went on while we looked.
-    Started,
+    Started(Unheld),
     /// It is about to begin, and waits for us.
     Held,
+}
+
+/// A process to look at.
+pub(crate) struct Candidate<'a> {
+    pub(crate) process: &'a ProcessInfo,
+    pub(crate) seen: Seen,
+    /// Opens its executable.
+    pub(crate) open: &'a dyn Fn() -> Option<Executable>,
+    /// Whether one that was held still is: asked once everything is in place.
+    pub(crate) still_held: &'a dyn Fn() -> bool,
 }
 
 /// What the capture came to, for the summary.
@@ -91,10 +106,8 @@ pub(crate) struct Totals {
     pub(crate) processes: usize,
     /// Executables that can't be captured.
     pub(crate) refused: usize,
-    /// Processes that began to run before their executable was attached to, or they were listed.
-    pub(crate) late: usize,
-    /// Programs, of whatever kind, that began because looking at them took too long.
-    pub(crate) let_go: usize,
+    /// Programs, of whatever kind, that began while too many others waited, and were not told of.
+    pub(crate) untold: u64,
     /// Processes that ran when the capture began and were looked at.
     pub(crate) looked_at: usize,
 }
@@ -105,7 +118,11 @@ pub(crate) struct Programs {
     probes: ProbeSet,
     selectors: Selectors,
     take: Take,
+    /// Where the processes run, for the consumer.
+    places: KnownPlaces,
     known: HashMap<FileKey, Known>,
+    /// Files that are mapped executable again and again, and are no libraries with Go code.
+    boring: HashSet<MappedFileId>,
     attached: HashMap<FileKey, Attached>,
     processes: HashMap<u32, Tracked>,
     /// Tells of processes that have ended.
@@ -113,6 +130,8 @@ pub(crate) struct Programs {
     /// How many descriptors there may be for that.
     pidfds_max: usize,
     totals: Totals,
+    /// Those that began to run before they were attached to, or listed.
+    missed: Missed,
     /// Notes for the user.
     say: fn(&str),
 }
@@ -122,18 +141,22 @@ impl Programs {
         probes: ProbeSet,
         selectors: Selectors,
         take: Take,
+        places: KnownPlaces,
         say: fn(&str),
     ) -> std::io::Result<Self> {
         Ok(Self {
             probes,
             selectors,
             take,
+            places,
             known: HashMap::new(),
+            boring: HashSet::new(),
             attached: HashMap::new(),
             processes: HashMap::new(),
             ends: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             pidfds_max: capture::raise_limit_of_open_files().saturating_sub(OTHER_FILES),
             totals: Totals::default(),
+            missed: Missed::default(),
             say,
         })
     }
@@ -144,6 +167,10 @@ impl Programs {
 
     pub(crate) fn totals(&self) -> Totals {
         self.totals
+    }
+
+    pub(crate) fn missed(&self) -> &Missed {
+        &self.missed
     }
 
     /// Attaches to the files that were asked for by their paths, whoever runs them. One that can't be
@@ -169,6 +196,9 @@ impl Programs {
         let (processes, hidden) = capture::running()?;
         for process in &processes {
             self.look_at(process, seen);
+            for library in Library::of(process.pid) {
+                self.consider_library(process, &library, seen);
+            }
         }
         if seen == Seen::Running {
             self.totals.looked_at = processes.len();
@@ -176,71 +206,121 @@ impl Programs {
         Ok(hidden)
     }
 
-    /// A process has executed a file.
-    pub(crate) fn started(&mut self, pid: u32) {
+    /// A process has executed a file. It was not held, for this reason, unless we know of it already.
+    pub(crate) fn started(&mut self, pid: u32, unheld: Unheld) {
         match ProcessInfo::of(pid) {
-            Ok(Some(process)) => self.look_at(&process, Seen::Started),
+            Ok(Some(process)) => self.look_at(&process, Seen::Started(unheld)),
             // It has ended, or we may not look.
             Ok(None) | Err(_) => self.ended(pid),
         }
     }
 
-    fn look_at(&mut self, process: &ProcessInfo, seen: Seen) {
-        let open = || Executable::of_process(&process.open().ok()?).ok();
-        self.consider(process, open, seen);
-        self.consider_libraries(process, seen);
+    /// A process has executed this program without being held, and has ended.
+    pub(crate) fn came_and_went(
+        &mut self,
+        program: &ProcessInfo,
+        open: &dyn Fn() -> Option<Executable>,
+        unheld: Unheld,
+    ) {
+        let file = (program.identity, program.changed_ns);
+        if self.selectors.may_mean(program) {
+            self.learn(file, open, plan);
+            if matches!(self.known.get(&file), Some(Known::Program(_))) {
+                self.missed.count(&program.executable, unheld);
+            }
+        }
     }
 
-    /// Captures from the libraries that a process has mapped by now, as far as they are meant.
-    fn consider_libraries(&mut self, process: &ProcessInfo, seen: Seen) {
-        if process.pid == std::process::id() {
+    fn look_at(&mut self, process: &ProcessInfo, seen: Seen) {
+        self.consider(&Candidate {
+            process,
+            seen,
+            open: &|| Executable::of_process(&process.open().ok()?).ok(),
+            still_held: &|| false,
+        });
+    }
+
+    /// A process has mapped a file executable.
+    pub(crate) fn mapped(&mut self, event: &MappingEvent) {
+        if event.pid == std::process::id() || self.boring.contains(&event.file) {
             return;
         }
-        let container = Container::of(process);
-        for library in Library::of(process.pid) {
-            let file = (library.identity, library.changed_ns);
-            let selectors = &self.selectors;
-            if !selectors.matches_with(process, container.as_ref(), Some(&library)) {
-                continue;
-            }
-            let is_captured = |tracked: &Tracked| tracked.captured.contains(&file);
-            if self.processes.get(&process.pid).is_some_and(is_captured) {
-                continue;
-            }
-            let take = self.take;
-            let open = || library.open_file().ok();
-            self.learn(file, open, |file| plan_library(file, take));
-            match self.known.get(&file) {
-                Some(Known::Program(_)) => self.begin(process, file, open, seen),
-                Some(Known::Refused { .. }) => self.tell_refusal(process, file),
-                _ => {}
+        let Ok(Some(process)) = ProcessInfo::of(event.pid) else {
+            return;
+        };
+        // In an overlay the event's path may be that of the file behind it.
+        let libraries = Library::of_event(event)
+            .map_or_else(|| Library::of(event.pid), |library| vec![library]);
+        let mut has_go = false;
+        for library in libraries {
+            if library.identity != process.identity {
+                let seen = Seen::Started(Unheld::Library);
+                has_go |= self.consider_library(&process, &library, seen);
             }
         }
+        if !has_go {
+            if self.boring.len() >= REMEMBERED_MAX {
+                self.boring.clear();
+            }
+            self.boring.insert(event.file);
+        }
+    }
+
+    /// Captures from a library that a process has mapped if it is meant and can be. Whether there is Go
+    /// code in it.
+    fn consider_library(&mut self, process: &ProcessInfo, library: &Library, seen: Seen) -> bool {
+        let file = (library.identity, library.changed_ns);
+        let open = || library.open_file().ok();
+        self.learn(file, &open, plan_library);
+        match self.known.get(&file) {
+            Some(Known::Program(_) | Known::Refused { .. }) => {}
+            Some(Known::Nothing) => return false,
+            None => return true,
+        }
+        let is_captured = |tracked: &Tracked| tracked.captured.contains(&file);
+        let container = Container::of(process);
+        let meant = process.pid != std::process::id()
+            && self
+                .selectors
+                .matches_with(process, container.as_ref(), Some(library));
+        if !meant || self.processes.get(&process.pid).is_some_and(is_captured) {
+            return true;
+        }
+        if let Some(Known::Program(_)) = self.known.get(&file) {
+            self.places.set(process.pid, container);
+            let candidate = Candidate {
+                process,
+                seen,
+                open: &open,
+                still_held: &|| false,
+            };
+            self.begin(&candidate, file);
+        } else {
+            self.tell_refusal(process, file);
+        }
+        true
     }
 
     /// Captures from a process if it is meant and can be. Whether it might be meant another time if it is
     /// not now.
-    pub(crate) fn consider(
-        &mut self,
-        process: &ProcessInfo,
-        open: impl Fn() -> Option<Executable>,
-        seen: Seen,
-    ) -> bool {
+    pub(crate) fn consider(&mut self, candidate: &Candidate<'_>) -> bool {
+        let Candidate { process, seen, .. } = *candidate;
         let file = (process.identity, process.changed_ns);
-        if seen != Seen::Held && self.is_tracked(process.pid, file) {
+        if seen != Seen::Held && self.is_tracked(process, file) {
             return true;
         }
+        let container = Container::of(process);
         let meant = process.pid != std::process::id()
-            && self
-                .selectors
-                .matches(process, Container::of(process).as_ref());
+            && self.selectors.matches(process, container.as_ref());
         if !meant && seen != Seen::Held {
             return true;
         }
-        let take = self.take;
-        self.learn(file, &open, |executable| plan(executable, take));
+        self.learn(file, candidate.open, plan);
         match self.known.get(&file) {
-            Some(Known::Program(_)) if meant => self.begin(process, file, open, seen),
+            Some(Known::Program(_)) if meant => {
+                self.places.set(process.pid, container);
+                self.begin(candidate, file);
+            }
             Some(Known::Refused { .. }) if meant => self.tell_refusal(process, file),
             Some(Known::Program(_)) => return self.selectors.are_about_processes(),
             _ => return false,
@@ -250,10 +330,14 @@ impl Programs {
 
     /// Whether this process is captured already. If it has begun to execute something else than we
     /// know of, it is forgotten.
-    fn is_tracked(&mut self, pid: u32, file: FileKey) -> bool {
+    fn is_tracked(&mut self, process: &ProcessInfo, file: FileKey) -> bool {
+        let pid = process.pid;
         match self.processes.get_mut(&pid) {
             Some(tracked) if tracked.file == file => {
-                tracked.begun = true;
+                if !std::mem::replace(&mut tracked.begun, true) {
+                    // It has its own environment only now.
+                    self.places.set(pid, Container::of(process));
+                }
                 true
             }
             // What it executed before the file that it is about to.
@@ -270,14 +354,14 @@ impl Programs {
     fn learn(
         &mut self,
         file: FileKey,
-        open: impl Fn() -> Option<Executable>,
-        plan: impl Fn(&Executable) -> Result<Planned, gobin::Error>,
+        open: &dyn Fn() -> Option<Executable>,
+        plan: fn(&Executable, Take) -> Result<Planned, gobin::Error>,
     ) {
         if self.known.contains_key(&file) {
             return;
         }
         let Some(executable) = open() else { return };
-        let known = match plan(&executable) {
+        let known = match plan(&executable, self.take) {
             Ok((plans, refusals)) => {
                 self.tell_of_packages(&executable, &refusals);
                 Known::Program(plans)
@@ -296,17 +380,13 @@ impl Programs {
     }
 
     /// Captures from a process.
-    fn begin(
-        &mut self,
-        process: &ProcessInfo,
-        file: FileKey,
-        open: impl Fn() -> Option<Executable>,
-        seen: Seen,
-    ) {
+    fn begin(&mut self, candidate: &Candidate<'_>, file: FileKey) {
+        let Candidate { process, seen, .. } = *candidate;
         let is_new = !self.attached.contains_key(&file);
-        let late = seen == Seen::Started && (is_new || self.selectors.are_about_processes());
         if is_new {
-            let Some(executable) = open() else { return };
+            let Some(executable) = (candidate.open)() else {
+                return;
+            };
             if let Err(error) = self.attach(file, &executable) {
                 let reason = error.to_string();
                 let told = false;
@@ -314,18 +394,25 @@ impl Programs {
                 self.tell_refusal(process, file);
                 return;
             }
-            if seen != Seen::Running {
-                let name = escape_name(executable.name().as_os_str().as_encoded_bytes());
-                let how = if late {
-                    ", which had begun already"
-                } else {
-                    ""
-                };
-                (self.say)(&format!("also capturing {name} (pid {}){how}", process.pid));
-            }
         }
         self.track(process, file, seen);
-        self.totals.late += usize::from(late);
+        let unheld = match seen {
+            Seen::Started(unheld) => Some(unheld),
+            Seen::Held if !(candidate.still_held)() => Some(Unheld::TimeLimit),
+            Seen::Held | Seen::Running => None,
+        };
+        let unheld = unheld.filter(|_| is_new || self.selectors.are_about_processes());
+        if let Some(unheld) = unheld {
+            self.missed.count(&process.executable, unheld);
+        }
+        if is_new && seen != Seen::Running {
+            let name = escape_name(process.executable.as_os_str().as_encoded_bytes());
+            let how = match unheld {
+                Some(_) => ", which had begun already",
+                None => "",
+            };
+            (self.say)(&format!("also capturing {name} (pid {}){how}", process.pid));
+        }
     }
 
     /// Says once why a file can't be captured.
@@ -419,8 +506,8 @@ impl Programs {
         self.totals.processes += 1;
     }
 
-    pub(crate) fn count_let_go(&mut self, let_go: usize) {
-        self.totals.let_go = let_go;
+    pub(crate) fn count_untold(&mut self, untold: u64) {
+        self.totals.untold = untold;
     }
 
     /// Forgets a process.
@@ -431,7 +518,7 @@ impl Programs {
         let attached = tracked.captured.iter();
         let attached = attached.filter_map(|file| self.attached.get(file));
         self.probes
-            .forget(pid, attached.map(|attached| attached.id));
+            .unwant(pid, attached.map(|attached| attached.id));
         for file in &tracked.captured {
             if let Some(attached) = self.attached.get_mut(file) {
                 attached.processes.remove(&pid);

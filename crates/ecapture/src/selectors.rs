@@ -123,6 +123,18 @@ impl Selectors {
         !executables_only.is_empty()
     }
 
+    /// Whether some process could be meant that runs a program, of which no more is known.
+    pub(crate) fn may_mean(&self, program: &ProcessInfo) -> bool {
+        let about_programs = Self {
+            executables: self.executables.clone(),
+            names: self.names.clone(),
+            excluded_executables: self.excluded_executables.clone(),
+            excluded_names: self.excluded_names.clone(),
+            ..Self::default()
+        };
+        about_programs.matches(program, None)
+    }
+
     /// Whether a process is meant.
     pub(crate) fn matches(&self, process: &ProcessInfo, container: Option<&Container>) -> bool {
         self.matches_with(process, container, None)

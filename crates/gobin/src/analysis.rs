@@ -5,7 +5,7 @@ use crate::connection;
 use crate::elf::Elf;
 use crate::moduledata::{self, Located, Tables};
 use crate::package::{Packages, TlsPackage};
-use crate::pclntab::Generation;
+use crate::pclntab::{Generation, UNKNOWN_MAGIC};
 use crate::plan::{KeyPlan, Plans, ProbePlan, ReadSitePreference};
 use crate::rtype::Types;
 use crate::sites;
@@ -234,8 +234,17 @@ fn go_tables<'data>(elf: &Elf<'data>) -> Result<(Tables<'data>, BuildInfo), Erro
             let version = version.ok_or(Error::NoGoVersion).map_err(unnamed)?;
             Ok((tables, BuildInfo::without_modules(version)))
         }
-        (Err(error), Some(_)) => Err(error),
-        (Err(error), None) => Err(other_toolchain(elf).unwrap_or(error)),
+        (Err(error), info) => Err(match (error, info) {
+            (
+                error @ Error::Inconsistent {
+                    problem: UNKNOWN_MAGIC,
+                    ..
+                },
+                _,
+            ) => unnamed(error),
+            (error, Some(_)) => error,
+            (error, None) => other_toolchain(elf).unwrap_or(error),
+        }),
         (Ok(None), Some(info)) => Err(unnamed(Error::NoPclntab {
             go_version: info.go_version,
         })),

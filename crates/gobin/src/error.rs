@@ -143,9 +143,8 @@ pub enum Error {
 
     /// A Go program that has TLS, but not the names of its functions.
     #[error(
-        "Go, names not found: crypto/tls or a copy of it is in there, by its messages, but its \
-         functions were renamed or removed from the function table (pclntab), as by garble; only a \
-         build without that can be captured"
+        "Go, names not found: by its messages, crypto/tls or a copy is in there, but functions were \
+         renamed (as garble does) or their table is gone; capture a build without that"
     )]
     NamesNotFound,
 

@@ -13,6 +13,8 @@ use crate::{Arch, Vaddr};
 const MAX_NAME: usize = 64 << 10;
 /// How often a name is looked at as the tail of others before it is given up.
 const MAX_NAME_OFFSETS: usize = 16;
+/// What is wrong with tables of other generations, and with those whose magic number was changed.
+pub(crate) const UNKNOWN_MAGIC: &str = "its magic number is unknown";
 /// Longer import paths are not looked for.
 const MAX_PREFIX: usize = 1024;
 /// The largest Go programs known have under a million functions.
@@ -87,8 +89,8 @@ impl<'data> Header<'data> {
         arch: Arch,
     ) -> Result<Self, &'static str> {
         const CUT: &str = "its header is cut off";
-        let generation = Generation::from_magic(u32_at(bytes, 0).ok_or(CUT)?)
-            .ok_or("its magic number is unknown")?;
+        let generation =
+            Generation::from_magic(u32_at(bytes, 0).ok_or(CUT)?).ok_or(UNKNOWN_MAGIC)?;
         let quantum = match arch {
             Arch::Amd64 => 1,
             Arch::Arm64 => 4,

@@ -104,6 +104,13 @@ impl Capture {
         Ok(())
     }
 
+    /// Waits for a line on its standard error that has these words in it.
+    pub(crate) fn wait_for_note(&self, words: &str) -> Result<()> {
+        let has_them = |line: &str| line.contains(words);
+        self.child.wait_for_line(Stream::Stderr, LONG, has_them)?;
+        Ok(())
+    }
+
     /// Whether it has shown something by now.
     pub(crate) fn has_shown_data(&self) -> bool {
         !self.child.so_far(Stream::Stdout).is_empty()
@@ -205,7 +212,18 @@ pub(crate) struct Opened {
     pub(crate) resumed: Option<bool>,
     pub(crate) sni: Option<String>,
     pub(crate) alpn: Option<String>,
+    pub(crate) container: Option<Container>,
     pub(crate) from_start: bool,
+}
+
+/// Where a process runs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) runtime: Option<String>,
+    pub(crate) pod_uid: Option<String>,
+    pub(crate) pod: Option<String>,
+    pub(crate) namespace: Option<String>,
 }
 
 /// The end of a connection.

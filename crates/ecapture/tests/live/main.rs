@@ -10,13 +10,16 @@
 mod accounting;
 mod capture;
 mod connections;
+mod containers;
 mod copies;
 mod decryption;
 mod doctor;
 mod event_address;
 mod exact;
 mod exchange;
+mod exec_gate;
 mod faults;
+mod fleet;
 mod harmless;
 mod http;
 mod https;

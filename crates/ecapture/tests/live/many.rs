@@ -3,61 +3,20 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use tempfile::TempDir;
-use xtask::matrix::{self, GoRelease, Variant};
-use xtask::process::{Child, Stream};
+use anyhow::{Result, ensure};
+use xtask::matrix::{GoRelease, Variant};
+use xtask::process::{Child, Stream, patient};
 use xtask::run;
 
 use crate::capture::{Capture, Captured, Signal, ecapture};
 use crate::exchange::{Connections, Exchange, LONG, Log, NOBODY};
+use crate::fleet::{Fleet, command};
+use crate::kernel;
 use crate::wrong_input::{WRONG_INPUT, refused};
-
-/// Copies of test binaries under names that nobody else uses, so that selectors can tell them from
-/// those of other tests.
-struct Fleet {
-    dir: TempDir,
-    name: &'static str,
-}
-
-impl Fleet {
-    fn new(name: &'static str) -> Result<Self> {
-        let dir = tempfile::Builder::new()
-            .prefix("ecapture-fleet-")
-            .tempdir()?;
-        run::output(Command::new("chmod").arg("755").arg(dir.path()))?;
-        Ok(Self { dir, name })
-    }
-
-    fn add(&self, number: usize, release: GoRelease, variant: Variant) -> Result<PathBuf> {
-        let path = self.dir.path().join(format!("{}-{number}", self.name));
-        let binary = matrix::binary(release, variant, matrix::Program::Exchange)?;
-        run::output(Command::new("cp").arg(binary).arg(&path))?;
-        Ok(path)
-    }
-
-    /// What selects them all.
-    fn glob(&self) -> String {
-        format!("{}-*", self.name)
-    }
-
-    /// Captures from all of them, as JSON lines.
-    fn capture(&self, flags: &str) -> Result<Capture> {
-        let mut command = ecapture();
-        command.args(["gotls", "--format", "json", "--comm", &self.glob()]);
-        Capture::spawn(command.args(flags.split_whitespace()))
-    }
-}
-
-fn command(path: &Path, flags: &str) -> Command {
-    let mut command = Command::new(path);
-    command.args(flags.split_whitespace());
-    command
-}
 
 /// Programs of different releases and variants: of each kind of code that they have.
 const TEN: [(GoRelease, Variant); 10] = [
@@ -86,7 +45,8 @@ fn fleet_is_captured(name: &'static str, flags: &str) -> Result<()> {
     for (number, (release, variant)) in TEN.into_iter().enumerate().step_by(2) {
         later.push(fleet.add(number + 10, release, variant)?);
     }
-    let capture = fleet.capture(flags)?;
+    let flags = format!("--longest-hold 60000 {flags}");
+    let capture = fleet.capture_with(&flags)?;
     assert!(
         capture.attached.contains("10 executables and 10 processes"),
         "{}",
@@ -175,7 +135,7 @@ fn a_program_and_the_one_that_replaces_it_are_captured() -> Result<()> {
     let path = fleet.add(0, GoRelease::Go1_19, Variant::Default)?;
     let new = fleet.add(1, GoRelease::NEWEST, Variant::Stripped)?;
     let mut before = Exchange::spawn(&mut command(&path, "-hold -seed 1"))?;
-    let capture = fleet.capture("")?;
+    let capture = fleet.capture()?;
     fs::rename(&new, &path)?;
     let mut after = Exchange::spawn(&mut command(&path, "-hold -seed 2"))?;
     before.go()?;
@@ -183,74 +143,6 @@ fn a_program_and_the_one_that_replaces_it_are_captured() -> Result<()> {
     let expected = before.finish()?.connections();
     let expected = expected.and(after.finish()?.connections());
     capture.stop()?.connections()?.assert_equal(&expected);
-    Ok(())
-}
-
-/// In namespaces of its own, on an overlay that is mounted only there and has the only copy.
-fn in_container(path: &Path, flags: &str) -> Command {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let directory = path.parent().unwrap_or(path).display();
-    let script = format!(
-        "set -e; ip link set lo up; cd {directory}; mount -t tmpfs none /mnt; \
-         mkdir /mnt/up /mnt/work /mnt/all; \
-         mount -t overlay overlay -o lowerdir=/,upperdir=/mnt/up,workdir=/mnt/work /mnt/all; \
-         mv {name} /mnt/all/{name}; mount -t proc proc /mnt/all/proc; \
-         exec chroot /mnt/all /{name} {flags}"
-    );
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup"]);
-    command.args(["--fork", "--kill-child", "sh", "-c", &script]);
-    command
-}
-
-#[test]
-#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
-fn programs_in_containers_are_captured() -> Result<()> {
-    let fleet = Fleet::new("boxed")?;
-    let first = fleet.add(0, GoRelease::Go1_21, Variant::Default)?;
-    let second = fleet.add(1, GoRelease::NEWEST, Variant::StrippedPie)?;
-    let mut running = Exchange::spawn(&mut in_container(&first, "-hold -seed 1"))?;
-    ensure!(!first.exists(), "it is only in the container");
-    let capture = fleet.capture("")?;
-    let mut later = Exchange::spawn(&mut in_container(&second, "-hold -seed 2"))?;
-    running.go()?;
-    later.go()?;
-    let (running, later) = (running.finish()?, later.finish()?);
-    let captured = capture.stop()?;
-    // They know their pids in their own namespaces: 1.
-    let strip = |connections: &Connections| {
-        let stripped = connections.iter().map(|connection| {
-            let mut connection = connection.clone();
-            connection.pid = 0;
-            connection
-        });
-        Connections::new(stripped.collect())
-    };
-    let expected = running.connections().and(later.connections());
-    strip(&captured.connections()?).assert_equal(&strip(&expected));
-    assert_eq!(captured.pids()?.len(), 2);
-    Ok(())
-}
-
-/// Whatever happens to us, programs that wait begin.
-#[test]
-#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
-fn a_program_that_is_held_begins_when_we_are_killed() -> Result<()> {
-    let fleet = Fleet::new("held")?;
-    let path = fleet.add(0, GoRelease::NEWEST, Variant::Default)?;
-    let mut capture = fleet.capture("")?;
-    // Nobody decides now, nor looks at the time.
-    capture.child().signal(Signal::STOP)?;
-    let starting = std::thread::spawn(move || {
-        let log = Exchange::spawn(&mut command(&path, "-sizes 100"))?.finish()?;
-        anyhow::Ok(log.connections().len())
-    });
-    std::thread::sleep(Duration::from_secs(3));
-    ensure!(!starting.is_finished(), "it was not held");
-    capture.child().signal(Signal::KILL)?;
-    let connections = starting.join().ok().context("panicked")??;
-    assert_eq!(connections, 2);
-    ensure!(!capture.end()?.status.success(), "it was killed");
     Ok(())
 }
 
@@ -324,7 +216,7 @@ fn thirty_executables_are_detached_from_as_fast_as_one() -> Result<()> {
     let capture = Capture::spawn(&mut command_line)?;
     let said = format!("{MANY} executables and 0 processes");
     assert!(capture.attached.contains(&said), "{}", capture.attached);
-    let path = fleet.dir.path().join("thirty-17");
+    let path = fleet.dir().join("thirty-17");
     let expected = Exchange::spawn(&mut command(&path, "-conns 2"))?.finish()?;
     let begun = Instant::now();
     let captured = capture.stop()?;
@@ -343,7 +235,7 @@ fn keys_of_many_programs_are_written() -> Result<()> {
     let fleet = Fleet::new("keys")?;
     let old = fleet.add(0, GoRelease::Go1_15, Variant::Default)?;
     let new = fleet.add(1, GoRelease::NEWEST, Variant::Default)?;
-    let keys = fleet.dir.path().join("keys.log");
+    let keys = fleet.dir().join("keys.log");
     let mut command_line = ecapture();
     command_line.args(["gotls", "-m", "keylog", "--comm", &fleet.glob(), "-k"]);
     let mut child = Child::spawn(command_line.arg(&keys))?;
@@ -379,5 +271,161 @@ fn without_a_target_all_programs_are_captured() -> Result<()> {
     let pids = [running.pid, later.pid];
     let ours: Vec<_> = captured.connections_of(&pids)?.iter().cloned().collect();
     Connections::new(ours).assert_equal(&expected);
+    Ok(())
+}
+
+/// Several of a kind are alternatives, several kinds have to hold together, and what is excluded is not
+/// captured whatever else holds.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn selectors_choose_alone_and_together() -> Result<()> {
+    let fleet = Fleet::new("chosen")?;
+    let first = fleet.add(0, GoRelease::Go1_22, Variant::Default)?;
+    let second = fleet.add(1, GoRelease::NEWEST, Variant::Stripped)?;
+    let start = |path: &Path, seed: u32, user: u32| {
+        Exchange::spawn(command(path, &format!("-hold -sizes 100 -seed {seed}")).uid(user))
+    };
+    let mut programs = [
+        start(&first, 1, 0)?,
+        start(&first, 2, NOBODY)?,
+        start(&second, 3, 0)?,
+        start(&second, 4, NOBODY)?,
+    ];
+    let pids = programs.each_ref().map(|program| program.pid().to_string());
+    let (first, second) = (first.display(), second.display());
+    let all = "--comm chosen-*";
+    let cases: Vec<(String, &[usize])> = vec![
+        (all.into(), &[0, 1, 2, 3]),
+        ("--comm chosen-0 --comm chosen-1".into(), &[0, 1, 2, 3]),
+        ("--comm chosen-1".into(), &[2, 3]),
+        (format!("-e {first} -e {second}"), &[0, 1, 2, 3]),
+        (format!("{all} -e {first}"), &[0, 1]),
+        (format!("{all} --user nobody"), &[1, 3]),
+        (format!("{all} --uid 0 --uid 65534"), &[0, 1, 2, 3]),
+        (format!("--pid {} --pid {}", pids[0], pids[3]), &[0, 3]),
+        (format!("{all} --pid {} --user 0", pids[0]), &[0]),
+        (format!("{all} --cgroup_path / --exclude-uid 0"), &[1, 3]),
+        (format!("{all} --exclude-elfpath {first}"), &[2, 3]),
+        (
+            format!("{all} --exclude-comm *-1 --exclude-pid {}", pids[0]),
+            &[1],
+        ),
+        (format!("{all} --user nobody -e {second}"), &[3]),
+        (format!("{all} --exclude-cgroup_path /"), &[]),
+        (format!("{all} --container 0123456789abcdef"), &[]),
+    ];
+    let mut captures = Vec::new();
+    for (selectors, chosen) in &cases {
+        let selectors: Vec<_> = selectors.split(' ').collect();
+        captures.push((fleet.capture_by(&selectors, "")?, *chosen));
+    }
+    for program in &mut programs {
+        program.go()?;
+    }
+    let mut logs = Vec::new();
+    for program in programs {
+        logs.push(program.finish()?);
+    }
+    for ((capture, chosen), (selectors, _)) in captures.into_iter().zip(&cases) {
+        println!("{selectors}");
+        let expected = chosen.iter().map(|&index| logs[index].connections());
+        let expected = expected.fold(Connections::default(), Connections::and);
+        let captured = if selectors.starts_with("--pid") || selectors.contains(" --pid") {
+            capture.finish()?
+        } else {
+            capture.stop()?
+        };
+        captured.connections()?.assert_equal(&expected);
+    }
+    Ok(())
+}
+
+/// The last of several processes ends the capture.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn the_end_of_the_last_of_several_processes_ends_the_capture() -> Result<()> {
+    let fleet = Fleet::new("several")?;
+    let path = fleet.add(0, GoRelease::NEWEST, Variant::Default)?;
+    let mut first = Exchange::spawn(&mut command(&path, "-hold -sizes 100 -seed 1"))?;
+    let mut last = Exchange::spawn(&mut command(&path, "-hold -sizes 100 -seed 2"))?;
+    let pids = [first.pid().to_string(), last.pid().to_string()];
+    let mut capture = fleet.capture_by(&["--pid", &pids[0], "--pid", &pids[1]], "")?;
+    first.go()?;
+    let first = first.finish()?;
+    capture.wait_for_data()?;
+    assert_eq!(capture.child().try_status()?, None, "one still runs");
+    last.go()?;
+    let last = last.finish()?;
+    let expected = first.connections().and(last.connections());
+    capture.finish()?.connections()?.assert_equal(&expected);
+    Ok(())
+}
+
+/// Files of one content are a hundred executables all the same. A third of them run before, a third
+/// start later.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn a_hundred_executables_are_captured() -> Result<()> {
+    const MANY: usize = 100;
+
+    let fleet = Fleet::new("hundred")?;
+    let mut running = Vec::new();
+    let mut paths = Vec::new();
+    for number in 0..MANY {
+        paths.push(fleet.add(number, GoRelease::NEWEST, Variant::Stripped)?);
+    }
+    let flags = |number: usize| format!("-hold -sizes 100 -seed {number}");
+    for (number, path) in paths.iter().enumerate().take(MANY / 3) {
+        running.push(Exchange::spawn(&mut command(path, &flags(number)))?);
+    }
+    let capture = fleet.capture_with("--longest-hold 60000 --objects one")?;
+    for (number, path) in paths.iter().enumerate().skip(MANY / 3) {
+        running.push(Exchange::spawn(&mut command(path, &flags(number)))?);
+    }
+    let mut expected = Connections::default();
+    for program in &mut running {
+        program.go()?;
+    }
+    for program in running {
+        expected = expected.and(program.finish()?.connections());
+    }
+    let mut capture = capture;
+    capture.child().signal(Signal::TERM)?;
+    let finished = capture.end()?.success()?;
+    let summary = format!("programs: {MANY} executables, {MANY} processes");
+    ensure!(finished.stderr_text().contains(&summary), "{finished:?}");
+    Captured::new(finished)?
+        .connections()?
+        .assert_equal(&expected);
+    assert_eq!(expected.len(), 2 * MANY);
+    Ok(())
+}
+
+/// What looking at the processes of a busy host costs: processor time, whoever else is busy. Ten of them
+/// are Go programs, each with an executable of its own.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn five_hundred_processes_are_looked_at_in_little_time() -> Result<()> {
+    const OTHERS: usize = 490;
+
+    let fleet = Fleet::new("crowd")?;
+    let mut programs = Vec::new();
+    for (number, (release, variant)) in TEN.into_iter().enumerate() {
+        let path = fleet.add(number, release, variant)?;
+        programs.push(Exchange::spawn(&mut command(&path, "-hold"))?);
+    }
+    let script = format!("for i in $(seq {OTHERS}); do sleep 1000 & done; echo ready; wait");
+    // They end with the first process of their namespace.
+    let mut crowd = Command::new("unshare");
+    crowd.args(["--pid", "--fork", "--kill-child", "sh", "-c", &script]);
+    let crowd = Child::spawn(&mut crowd)?;
+    crowd.wait_for_prefix(Stream::Stdout, LONG, "ready")?;
+    let mut capture = fleet.capture()?;
+    let spent = kernel::processor_time(capture.pid())?;
+    println!("looking at 500 processes and attaching to ten: {spent:?} of processor time");
+    // A figure for the documentation is taken from an optimised build.
+    assert!(spent < patient(Duration::from_secs(5)), "{spent:?}");
+    capture.child().signal(Signal::TERM)?;
+    capture.end()?.success()?;
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! garble itself is not used: a test binary's function table gets other names.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
@@ -49,7 +50,9 @@ struct Renamed {
 impl Renamed {
     fn new(bytes: &[u8]) -> Result<Self> {
         let directory = tempfile::tempdir()?;
-        fs::write(directory.path().join("renamed"), bytes)?;
+        let path = directory.path().join("renamed");
+        fs::write(&path, bytes)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
         Ok(Self { directory })
     }
 
