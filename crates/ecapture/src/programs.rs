@@ -383,10 +383,13 @@ impl Programs {
     fn begin(&mut self, candidate: &Candidate<'_>, file: FileKey) {
         let Candidate { process, seen, .. } = *candidate;
         let is_new = !self.attached.contains_key(&file);
+        let mut name = process.executable.clone();
         if is_new {
             let Some(executable) = (candidate.open)() else {
                 return;
             };
+            // Of a library it is another.
+            name = executable.name().to_owned();
             if let Err(error) = self.attach(file, &executable) {
                 let reason = error.to_string();
                 let told = false;
@@ -406,7 +409,7 @@ impl Programs {
             self.missed.count(&process.executable, unheld);
         }
         if is_new && seen != Seen::Running {
-            let name = escape_name(process.executable.as_os_str().as_encoded_bytes());
+            let name = escape_name(name.as_os_str().as_encoded_bytes());
             let how = match unheld {
                 Some(_) => ", which had begun already",
                 None => "",

@@ -244,8 +244,8 @@ impl Packages<'_> {
 }
 
 /// The import path of a package whose functions' names begin with this: dots in its last element, and
-/// what is not printable, are written as `%2e` (`PathToPrefix` in `src/cmd/internal/objabi/path.go`, up to
-/// Go 1.21).
+/// what is not printable, are written as `%2e` (`PathToPrefix` in `src/cmd/internal/objabi/path.go` of Go
+/// 1.15 to 1.27).
 fn import_path(prefix: &str) -> String {
     let mut parts = prefix.split('%');
     let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();

@@ -178,6 +178,42 @@ fn libraries_are_found_in_all_processes() -> Result<()> {
     Ok(())
 }
 
+/// The program is not Go's when it starts, or has no TLS; the library makes it one that is captured.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn libraries_that_are_loaded_later_are_captured() -> Result<()> {
+    for loading in Loading::ALL {
+        let shared = Shared::named("sharinglater", GoRelease::Go1_24, loading)?;
+        let mut command = ecapture();
+        command.args(["gotls", "--format", "json", "--comm", "sharinglater"]);
+        let mut capture = Capture::spawn(&mut command)?;
+        assert!(
+            capture.attached.contains("nothing yet"),
+            "{}",
+            capture.attached
+        );
+
+        let mut command = shared.command("-hold -sizes 1,100,16385");
+        let mut child = Child::spawn(command.env("EXCHANGE_WAIT", "1"))?;
+        if loading != Loading::Linked {
+            child.wait_for_line(Stream::Stdout, LONG, |line| line.contains("waiting"))?;
+            child.send_line("")?;
+        }
+        let mut target = Exchange::of(child)?;
+        let library = shared.library().display().to_string();
+        capture
+            .child()
+            .wait_for_line(Stream::Stderr, LONG, |line| {
+                line.contains("also capturing") && line.contains(&library)
+            })?;
+        target.go()?;
+        let log = target.finish()?;
+        let captured = capture.stop()?;
+        captured.connections()?.assert_equal(&log.connections());
+    }
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn list_shows_processes_with_their_libraries() -> Result<()> {
