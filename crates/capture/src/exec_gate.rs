@@ -180,10 +180,14 @@ impl ExecGate {
             if self.devices.contains(&mount.device) {
                 continue;
             }
-            let error = match (mount.is_remote(), open_mount(&mount.path)) {
-                (true, _) => libc::EREMOTE.unsigned_abs().into(),
-                (false, Ok(file)) => self.mark(file.as_fd()),
-                (false, Err(errno)) => errno.raw_os_error().unsigned_abs().into(),
+            let error = if mount.is_remote() {
+                libc::EREMOTE.unsigned_abs().into()
+            } else {
+                // Where the process has ended that we look through, another one will come.
+                let Ok(file) = open_mount(&mount.path) else {
+                    continue;
+                };
+                self.mark(file.as_fd())
             };
             if error != 0 {
                 last_error = error;

@@ -65,7 +65,7 @@ pub use privileges::{effective_user_can_trace, give_up_privileges, keep_privileg
 pub use probe_set::{Objects, ProbeSet, Selection, SetOptions, Taking, TargetId};
 pub use probes::{Filters, Options, Part, Probes, Wanted};
 pub use process::Process;
-pub use processes::{ProcessInfo, cgroup_of, environment_variable, running};
+pub use processes::{ProcessInfo, cgroup_of, environment_variable, executed_file, running};
 pub use reader::{Counters, Reader, StopSwitch, Stopped};
 pub use rehearsal::{Host, UprobeSupport, rehearse_packets, rehearse_uprobes};
 pub use uprobes::UprobeKind;

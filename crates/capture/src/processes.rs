@@ -185,6 +185,12 @@ fn cgroup(lines: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(path.to_vec()))
 }
 
+/// Which file a process executes, and when that was last changed, as [`ProcessInfo`] has them.
+pub fn executed_file(pid: u32) -> Option<(Identity, i128)> {
+    let file = fs::metadata(format!("/proc/{pid}/exe")).ok()?;
+    Some((Identity::of(&file), changed_ns(&file)))
+}
+
 /// A process's cgroup, as [`ProcessInfo::cgroup`] has it. Needs no privilege.
 pub fn cgroup_of(pid: u32) -> Option<PathBuf> {
     let lines = fs::read(format!("/proc/{pid}/cgroup")).ok()?;

@@ -208,6 +208,18 @@ impl Programs {
 
     /// A process has executed a file. It was not held, for this reason, unless we know of it already.
     pub(crate) fn started(&mut self, pid: u32, unheld: Unheld) {
+        // Most programs are of no interest, and looking at all of a process costs more than at its file.
+        let file = capture::executed_file(pid);
+        if file.is_some_and(|file| matches!(self.known.get(&file), Some(Known::Nothing))) {
+            if self
+                .processes
+                .get(&pid)
+                .is_some_and(|tracked| tracked.begun)
+            {
+                self.ended(pid);
+            }
+            return;
+        }
         match ProcessInfo::of(pid) {
             Ok(Some(process)) => self.look_at(&process, Seen::Started(unheld)),
             // It has ended, or we may not look.

@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Pid;
 use xtask::matrix::{GoRelease, Variant};
-use xtask::process::{Child, Stream};
+use xtask::process::{Child, Stream, patient};
 use xtask::run;
 
 use crate::capture::{Capture, Captured, Signal};
 use crate::exchange::{Exchange, LONG};
 use crate::fleet::{Fleet, command};
+use crate::kernel;
 
 /// Longer than any test takes: who is held is not let go on because time is up.
 const HELD_FOR_GOOD: &str = "--longest-hold 60000";
@@ -41,6 +42,17 @@ pub(crate) fn guard_of(capture: &Capture) -> Result<u32> {
 fn send(pid: u32, signal: Signal) -> Result<()> {
     let pid = Pid::from_raw(pid.cast_signed()).context("no pid")?;
     Ok(rustix::process::kill_process(pid, signal)?)
+}
+
+/// Stops the capture, and waits until all of its threads have.
+fn stop(capture: &mut Capture) -> Result<()> {
+    capture.child().signal(Signal::STOP)?;
+    let deadline = Instant::now() + patient(LONG);
+    while !kernel::is_stopped(capture.pid())? {
+        ensure!(Instant::now() < deadline, "it does not stop");
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 /// A shell that executes a program once it is told to.
@@ -85,7 +97,7 @@ fn programs_begin_while_the_capture_is_stopped_and_are_named() -> Result<()> {
     let paths = (0..4).map(add);
     let paths = paths.collect::<Result<Vec<_>>>()?;
     let mut capture = fleet.capture_with("--longest-hold 250")?;
-    capture.child().signal(Signal::STOP)?;
+    stop(&mut capture)?;
     let mut held = Vec::new();
     for path in &paths {
         let begun = Instant::now();
@@ -114,7 +126,7 @@ fn a_program_that_is_held_begins_when_the_capture_is_killed() -> Result<()> {
     let mut starting = Starting::new(&path)?;
     let mut capture = fleet.capture_with(HELD_FOR_GOOD)?;
     // Nobody decides now.
-    capture.child().signal(Signal::STOP)?;
+    stop(&mut capture)?;
     starting.go()?;
     thread::sleep(Duration::from_secs(1));
     ensure!(!starting.has_begun()?, "it was not held");

@@ -38,6 +38,19 @@ pub(crate) fn processor_time(pid: u32) -> Result<Duration> {
     Ok(Duration::from_millis(ticks * 1000 / per_second))
 }
 
+/// Whether all threads of a process are stopped.
+pub(crate) fn is_stopped(pid: u32) -> Result<bool> {
+    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = fs::read_to_string(entry?.path().join("stat"))?;
+        // proc(5): the state is the first field behind the name.
+        let (_, fields) = stat.rsplit_once(") ").context("no name")?;
+        if !fields.starts_with('T') {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// How many file descriptors a process has.
 pub(crate) fn descriptors(pid: u32) -> Result<usize> {
     Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())

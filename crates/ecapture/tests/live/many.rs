@@ -260,9 +260,7 @@ fn without_a_target_all_programs_are_captured() -> Result<()> {
     let fleet = Fleet::new("untold")?;
     let path = fleet.add(0, GoRelease::Go1_24, Variant::Default)?;
     let mut running = Exchange::spawn(&mut command(&path, "-hold -seed 1"))?;
-    let mut command_line = ecapture();
-    command_line.args(["gotls", "--format", "json"]);
-    let capture = Capture::spawn(&mut command_line)?;
+    let capture = fleet.capture_by(&[], "--longest-hold 60000")?;
     let later = Exchange::spawn(&mut command(&path, "-seed 2"))?.finish()?;
     running.go()?;
     let running = running.finish()?;
