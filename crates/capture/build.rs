@@ -34,7 +34,7 @@ fn main() {
             arguments.push(format!("-I{headers}"));
         }
     }
-    for programs in ["gotls", "packets"] {
+    for programs in ["gotls", "packets", "execs"] {
         let mut builder = SkeletonBuilder::new();
         builder.source(manifest.join(format!("bpf/{programs}.bpf.c")));
         let failed = |error| panic!("eBPF programs: {error:#} (is clang installed?)");

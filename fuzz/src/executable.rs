@@ -19,7 +19,7 @@ pub fn analyze(bytes: &[u8]) {
         ReadSitePreference::Copy,
         ReadSitePreference::Returns,
     ] {
-        if let Ok(plan) = analysis.plan(preference) {
+        for plan in analysis.plans(preference).iter().flat_map(|all| &all.plans) {
             let sites = plan.read.sites().iter().chain([&plan.write.site]);
             for site in sites {
                 let offset = site.offset.0;
@@ -27,13 +27,10 @@ pub fn analyze(bytes: &[u8]) {
             }
         }
     }
-    if let Ok(connections) = &analysis.connections {
+    for connections in analysis.packages().flat_map(|package| &package.connections) {
         assert!(connections.types.len() <= gobin::ConnectionPlan::TYPES_MAX);
     }
-    let _ = analysis.key_plan();
-    for package in &analysis.other_packages {
-        let _ = gobin::analyze_package(bytes, package);
-    }
+    let _ = analysis.key_plans();
 }
 
 /// The executables to begin with: `ECAPTURE_FUZZ_EXECUTABLES`, separated by colons.

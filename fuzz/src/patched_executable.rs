@@ -97,17 +97,18 @@ fn places(bytes: &[u8], elf: &Elf<'_>, analysis: &Analysis) -> Vec<Range<usize>>
         }
     }
     let plan = analysis
+        .crypto_tls
         .plan(ReadSitePreference::Auto)
         .expect("it can be captured");
     for site in plan.read.sites().iter().chain([&plan.write.site]) {
         add((site.offset.0 as usize).saturating_sub(64), 256);
     }
-    for function in &analysis.functions {
+    for function in &analysis.crypto_tls.functions {
         if let Ok(code) = &function.code {
             add(code.offset.0 as usize, 1024);
         }
     }
-    let types = analysis.connections.iter().flat_map(|plan| &plan.types);
+    let types = analysis.crypto_tls.connections.iter().flat_map(|plan| &plan.types);
     for one in types.take(32) {
         if let Some(offset) = elf.file_offset(one.descriptor) {
             add(offset.0 as usize, 512);

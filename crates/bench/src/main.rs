@@ -66,7 +66,10 @@ fn main() -> Result<()> {
 }
 
 fn floor(target: &Target) -> Result<()> {
-    let plan = target.analyze()?.plan(ReadSitePreference::Auto)?;
+    let plan = target
+        .analyze()?
+        .crypto_tls
+        .plan(ReadSitePreference::Auto)?;
     let mut offsets = vec![plan.write.site.offset];
     offsets.extend(plan.read.sites().iter().map(|site| site.offset));
     if let Ok(close) = &plan.close {
@@ -87,7 +90,7 @@ fn analyze_all(paths: &[PathBuf]) -> Result<()> {
     let start = Instant::now();
     for path in paths {
         analyze(path)?
-            .plan(ReadSitePreference::Auto)
+            .plans(ReadSitePreference::Auto)
             .with_context(|| path.display().to_string())?;
     }
     println!("{{\"ns\":{}}}", start.elapsed().as_nanos());

@@ -70,13 +70,14 @@ fn count_records(programs: &Programs, ended: &AtomicBool) -> Result<(u64, u64)> 
 
 fn write_entry(analysis: &Analysis) -> Result<FileOffset> {
     let report = analysis
+        .crypto_tls
         .function(Function::WriteRecordLocked)
         .context("no report on writeRecordLocked")?;
     Ok(report.code.as_ref().map_err(Clone::clone)?.offset)
 }
 
 fn read_returns(analysis: &Analysis) -> Result<(Vec<FileOffset>, ReadArguments)> {
-    let plan = analysis.plan(ReadSitePreference::Returns)?;
+    let plan = analysis.crypto_tls.plan(ReadSitePreference::Returns)?;
     match plan.read {
         ReadProbe::Returns {
             sites,

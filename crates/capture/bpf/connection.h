@@ -16,6 +16,7 @@
 #include "process.h"
 #include "record.h"
 #include "ring.h"
+#include "target.h"
 #include "user_memory.h"
 
 /* The second word of an interface is its data. */
@@ -24,30 +25,6 @@
 #define ITAB_TYPE 8
 /* How many wrappers there may be around a socket: three. */
 #define INTERFACES_MAX 4
-
-/* Where things are, in bytes from the start of the struct; crates/gobin/src/connection.rs. */
-const volatile struct layout {
-	/* crypto/tls.Conn; 0: nothing here is known. */
-	__u8 known;
-	__u32 tls_conn;
-	__u32 tls_is_client;
-	__u32 tls_handshake;
-	__u32 tls_version;
-	__u32 tls_cipher_suite;
-	__u32 tls_resumed;
-	__u32 tls_server_name;
-	__u32 tls_protocol;
-	/* From net.TCPConn and net.UnixConn to net.netFD, and there. */
-	__u32 socket_fd;
-	__u32 fd_descriptor;
-	__u32 fd_local;
-	__u32 fd_remote;
-	/* net.TCPAddr and net.UnixAddr */
-	__u32 tcp_ip;
-	__u32 tcp_port;
-	__u32 tcp_zone;
-	__u32 unix_name;
-} layout = {};
 
 enum type_role {
 	TYPE_TCP_CONN = 1,
@@ -64,12 +41,18 @@ struct dynamic_type {
 	__u32 offset;
 };
 
-/* The types that can be followed, by the address of their descriptors as linked. Filled by user
- * space before anything is attached. */
+/* A type of a target, by the address of its descriptor as linked. */
+struct type_key {
+	__u64 descriptor;
+	__u32 target_number;
+	__u32 reserved;
+};
+
+/* The types that can be followed. Filled by user space before anything is attached. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 256); /* gobin: ConnectionPlan::TYPES_MAX */
-	__type(key, __u64);
+	__uint(max_entries, 256); /* gobin: ConnectionPlan::TYPES_MAX; user space may set more */
+	__type(key, struct type_key);
 	__type(value, struct dynamic_type);
 } dynamic_types SEC(".maps");
 
@@ -127,17 +110,27 @@ struct value {
 	__u64 data;
 };
 
-/* Looks at the interface at this address. `bias` leads from linked to actual addresses. */
-static __always_inline void peek_interface(struct value *value, __u64 interface, __u64 bias)
+/* Where a connection's program is loaded, and which one it is. */
+struct place {
+	const volatile struct layout *layout;
+	__u32 target_number;
+	/* Leads from linked to actual addresses. */
+	__u64 bias;
+};
+
+/* Looks at the interface at this address. */
+static __always_inline void peek_interface(struct value *value, __u64 interface,
+					   const struct place *place)
 {
+	struct type_key key = {.target_number = place->target_number};
 	const struct dynamic_type *known;
 	__u64 itab, type;
 
 	value->role = 0;
 	if (!peek_word(&itab, interface) || !itab || !peek_word(&type, itab + ITAB_TYPE))
 		return;
-	type -= bias;
-	known = bpf_map_lookup_elem(&dynamic_types, &type);
+	key.descriptor = type - place->bias;
+	known = bpf_map_lookup_elem(&dynamic_types, &key);
 	if (!known || !peek_word(&value->data, interface + INTERFACE_DATA))
 		return;
 	value->role = known->role;
@@ -145,16 +138,16 @@ static __always_inline void peek_interface(struct value *value, __u64 interface,
 }
 
 /* Finds the net.netFD that a tls.Conn ends at; 0 if that is not known. */
-static __always_inline __u64 find_fd(__u64 conn, __u64 bias)
+static __always_inline __u64 find_fd(__u64 conn, const struct place *place)
 {
-	__u64 interface = conn + layout.tls_conn;
+	__u64 interface = conn + place->layout->tls_conn;
 	struct value value;
 	__u64 fd;
 
 	for (int depth = 0; depth < INTERFACES_MAX; depth++) {
-		peek_interface(&value, interface, bias);
+		peek_interface(&value, interface, place);
 		if (value.role == TYPE_TCP_CONN || value.role == TYPE_UNIX_CONN)
-			return peek_word(&fd, value.data + layout.socket_fd) ? fd : 0;
+			return peek_word(&fd, value.data + place->layout->socket_fd) ? fd : 0;
 		if (value.role != TYPE_WRAPPER)
 			return 0;
 		interface = value.data + value.offset;
@@ -181,17 +174,18 @@ static __always_inline int peek_slice(void *to, const __u32 room, __u64 slice)
 	return length;
 }
 
-static __always_inline void peek_tcp_address(struct address *address, __u64 tcp_addr)
+static __always_inline void peek_tcp_address(struct address *address, __u64 tcp_addr,
+					     const volatile struct layout *layout)
 {
 	int length, zone_length;
 	__u64 port;
 
-	length = peek_slice(address->bytes, ZONE_OFFSET, tcp_addr + layout.tcp_ip);
+	length = peek_slice(address->bytes, ZONE_OFFSET, tcp_addr + layout->tcp_ip);
 	zone_length =
-		peek_slice(address->bytes + ZONE_OFFSET, ZONE_MAX, tcp_addr + layout.tcp_zone);
+		peek_slice(address->bytes + ZONE_OFFSET, ZONE_MAX, tcp_addr + layout->tcp_zone);
 	if (zone_length < 0 || (length != 0 && length != 4 && length != 16))
 		return;
-	if (!peek_word(&port, tcp_addr + layout.tcp_port) || port > 0xffff)
+	if (!peek_word(&port, tcp_addr + layout->tcp_port) || port > 0xffff)
 		return;
 	address->length = length;
 	address->zone_length = zone_length;
@@ -199,14 +193,15 @@ static __always_inline void peek_tcp_address(struct address *address, __u64 tcp_
 	address->family = ADDRESS_TCP;
 }
 
-static __always_inline void peek_address(struct address *address, const struct value *value)
+static __always_inline void peek_address(struct address *address, const struct value *value,
+					 const volatile struct layout *layout)
 {
 	int length;
 
 	if (value->role == TYPE_TCP_ADDR) {
-		peek_tcp_address(address, value->data);
+		peek_tcp_address(address, value->data, layout);
 	} else if (value->role == TYPE_UNIX_ADDR) {
-		length = peek_slice(address->bytes, UNIX_NAME_MAX, value->data + layout.unix_name);
+		length = peek_slice(address->bytes, UNIX_NAME_MAX, value->data + layout->unix_name);
 		if (length < 0)
 			return;
 		address->length = length;
@@ -215,24 +210,25 @@ static __always_inline void peek_address(struct address *address, const struct v
 }
 
 /* What the ends agreed on: all of it, or nothing. */
-static __always_inline void peek_agreed(struct connection_record *record, __u64 conn)
+static __always_inline void peek_agreed(struct connection_record *record, __u64 conn,
+					const volatile struct layout *layout)
 {
 	__u8 handshake, is_client, resumed;
 	__u16 version, cipher_suite;
 	int length;
 
-	if (!peek(&handshake, sizeof(handshake), conn + layout.tls_handshake) ||
-	    !peek(&is_client, sizeof(is_client), conn + layout.tls_is_client) ||
-	    !peek(&resumed, sizeof(resumed), conn + layout.tls_resumed) ||
-	    !peek(&version, sizeof(version), conn + layout.tls_version) ||
-	    !peek(&cipher_suite, sizeof(cipher_suite), conn + layout.tls_cipher_suite))
+	if (!peek(&handshake, sizeof(handshake), conn + layout->tls_handshake) ||
+	    !peek(&is_client, sizeof(is_client), conn + layout->tls_is_client) ||
+	    !peek(&resumed, sizeof(resumed), conn + layout->tls_resumed) ||
+	    !peek(&version, sizeof(version), conn + layout->tls_version) ||
+	    !peek(&cipher_suite, sizeof(cipher_suite), conn + layout->tls_cipher_suite))
 		return;
 	/* SSL 3.0 to TLS 1.3, and booleans: anything else is not what we take it for. */
 	if (handshake != 1 || is_client > 1 || resumed > 1 || version < 0x0300 || version > 0x0304)
 		return;
-	length = peek_slice(record->server_name, SERVER_NAME_MAX, conn + layout.tls_server_name);
+	length = peek_slice(record->server_name, SERVER_NAME_MAX, conn + layout->tls_server_name);
 	record->server_name_length = length > 0 ? length : 0;
-	length = peek_slice(record->protocol, PROTOCOL_MAX, conn + layout.tls_protocol);
+	length = peek_slice(record->protocol, PROTOCOL_MAX, conn + layout->tls_protocol);
 	record->protocol_length = length > 0 ? length : 0;
 	record->version = version;
 	record->cipher_suite = cipher_suite;
@@ -246,8 +242,13 @@ static __always_inline void peek_agreed(struct connection_record *record, __u64 
  * that the unknowns here can lead to. It takes what is in memory: since Linux 6.14 a function that
  * can wait for more is refused where programs can't, even if it never does. Besides, the program
  * has just used nearly all of this. */
-__noinline int send_connection(__u64 conn, __u64 ids, __u64 bias, __u64 time_ns)
+__noinline int send_connection(__u64 conn, __u64 ids, __u64 bias, __u64 time_ns, __u32 number)
 {
+	struct place place = {
+		.layout = find_layout(number),
+		.target_number = number,
+		.bias = bias,
+	};
 	struct process process = {.pid = ids >> 32, .tid = ids};
 	struct connection_key key = {.conn = conn, .pid = process.pid};
 	struct value local = {}, remote = {};
@@ -256,14 +257,14 @@ __noinline int send_connection(__u64 conn, __u64 ids, __u64 bias, __u64 time_ns)
 	__u64 descriptor = -1, fd = 0;
 
 	connection = bpf_map_lookup_elem(&connections, &key);
-	if (!connection)
+	if (!connection || !place.layout)
 		return 0;
-	if (layout.known)
-		fd = find_fd(conn, bias);
+	if (place.layout->known)
+		fd = find_fd(conn, &place);
 	if (fd) {
-		peek_interface(&local, fd + layout.fd_local, bias);
-		peek_interface(&remote, fd + layout.fd_remote, bias);
-		if (!peek_word(&descriptor, fd + layout.fd_descriptor))
+		peek_interface(&local, fd + place.layout->fd_local, &place);
+		peek_interface(&remote, fd + place.layout->fd_remote, &place);
+		if (!peek_word(&descriptor, fd + place.layout->fd_descriptor))
 			descriptor = -1;
 	}
 
@@ -276,10 +277,10 @@ __noinline int send_connection(__u64 conn, __u64 ids, __u64 bias, __u64 time_ns)
 	record->header.first_seen_ns = connection->first_seen_ns;
 	record->from_start = connection->from_start;
 	record->fd = descriptor;
-	if (layout.known) {
-		peek_address(&record->local, &local);
-		peek_address(&record->remote, &remote);
-		peek_agreed(record, conn);
+	if (place.layout->known) {
+		peek_address(&record->local, &local, place.layout);
+		peek_address(&record->remote, &remote, place.layout);
+		peek_agreed(record, conn, place.layout);
 	}
 	bpf_ringbuf_submit(record, wakeup_flags());
 	connection->announced = 1;

@@ -4,8 +4,7 @@
  * the end of connections from (*Conn).Close, keys from (*Config).writeKeyLog and
  * keysFromMasterSecret.
  *
- * The sites are chosen by crates/gobin; what differs between executables is in `target`, set before
- * loading, so that the verifier removes what this executable does not need.
+ * The sites are chosen by crates/gobin; what differs between executables is in target.h.
  *
  * Two rules shape the code. A payload is read straight from the target into the ring buffer, in a
  * record of about its size: there is no scratch buffer, because since Linux 6.0 a uprobe program
@@ -19,6 +18,7 @@
 #include "record.h"
 #include "registers.h"
 #include "ring.h"
+#include "target.h"
 #include "user_memory.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
@@ -39,28 +39,6 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
  * single one: 1 MiB. */
 #define PARTS_MAX_WALKED 64
 #define PAGE_SIZE	 4096
-
-/* How the target passes arguments. */
-const volatile struct target {
-	/* The stack ABI (Go < 1.17, arm64 < 1.18), not the register ABI. */
-	__u8 stack_abi;
-	/* The site is the jump of the stack check, which runs again once the stack has grown. */
-	__u8 write_at_stack_check;
-	__u8 close_at_stack_check;
-	__u8 key_log_at_stack_check;
-	__u8 master_secret_at_stack_check;
-	/* Where (*Conn).Read's site finds these, in bytes above SP. The stack ABI needs all of
-	 * them, the register ABI has source, length and count in registers. */
-	__u32 read_receiver;
-	__u32 read_source;
-	__u32 read_length;
-	__u32 read_capacity;
-	/* Address as linked of the site in writeRecordLocked, and of the first one in Read. */
-	__u64 write_site;
-	__u64 read_site;
-	/* Offset of runtime.g's goid; 0: not known. */
-	__u32 goroutine_id;
-} target = {};
 
 /* Never set. */
 const volatile __u8 never = 0;
@@ -86,9 +64,10 @@ struct connection_record *unused_connection_record __attribute__((unused));
 struct key_record *unused_key_record __attribute__((unused));
 
 /* The n-th word of a function's arguments, at its entry; n is a constant. */
-static __always_inline bool argument(const struct registers *registers, const int n, __u64 *word)
+static __always_inline bool argument(const volatile struct target *target,
+				     const struct registers *registers, const int n, __u64 *word)
 {
-	if (target.stack_abi)
+	if (target->stack_abi)
 		return read_word(word, registers->sp + STACK_ARGUMENT(n));
 	switch (n) {
 	case 0:
@@ -119,11 +98,47 @@ static __always_inline bool argument(const struct registers *registers, const in
 	return false;
 }
 
+/* Look for the process in the table below; and capture from those that are not in it. */
+const volatile __u8 filter_by_process = 0;
+const volatile __u8 unlisted_processes_too = 0;
+
+/* A process and a file that it executes, or has mapped, by the number of its first target. A file
+ * that several overlays show has as many numbers, and a program on it for each; only one of them is
+ * to tell of a process. */
+struct process_file {
+	__u32 pid;
+	__u32 file;
+};
+
+/* Stands for whatever file: the process is in the table. */
+#define ANY_FILE ((__u32)-1)
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1); /* set by user space */
+	__type(key, struct process_file);
+	__type(value, __u8);
+} wanted_processes SEC(".maps");
+
 /* Says who runs, and whether the user wants to see it. */
-static __always_inline bool wanted_process(struct process *process)
+static __always_inline bool wanted_process(struct process *process,
+					   const volatile struct target *target)
 {
-	return current_process(process) && (!filter_pid || process->pid == filter_pid) &&
-	       wanted_user();
+	struct process_file key = {};
+
+	if (!current_process(process) || (filter_pid && process->pid != filter_pid) ||
+	    !wanted_user())
+		return false;
+	if (!filter_by_process)
+		return true;
+	key.pid = process->pid;
+	key.file = target->file;
+	if (bpf_map_lookup_elem(&wanted_processes, &key))
+		return true;
+	if (!unlisted_processes_too)
+		return false;
+	key.file = ANY_FILE;
+	return !bpf_map_lookup_elem(&wanted_processes, &key);
 }
 
 /* One call of Write or Read, or what is left of it. */
@@ -342,11 +357,11 @@ static __always_inline void send_call(struct call *call, const enum repeat repea
 }
 
 /* The id of the goroutine whose runtime.g this is; 0: not known. */
-static __always_inline __u64 goroutine_id(__u64 g)
+static __always_inline __u64 goroutine_id(const volatile struct target *target, __u64 g)
 {
 	__u64 id;
 
-	if (!target.goroutine_id || !g || !peek(&id, sizeof(id), g + target.goroutine_id))
+	if (!target->goroutine_id || !g || !peek(&id, sizeof(id), g + target->goroutine_id))
 		return 0;
 	return id;
 }
@@ -360,6 +375,8 @@ static __always_inline __u64 load_bias(const struct registers *registers, __u64 
 
 /* Where a probe was hit. */
 struct hit {
+	const volatile struct target *target;
+	__u32 target_number;
 	__u64 g;
 	__u64 load_bias;
 };
@@ -378,7 +395,7 @@ static __always_inline void capture(enum direction direction, __u64 conn, __u64 
 	/* A Go slice's length is an int: a larger number is not a length. */
 	if (!length || length >> 63)
 		return;
-	if (!wanted_process(&call.process))
+	if (!wanted_process(&call.process, hit->target))
 		return;
 	call.time_ns = bpf_ktime_get_ns();
 	call.connection = find_connection(&call);
@@ -389,8 +406,8 @@ static __always_inline void capture(enum direction direction, __u64 conn, __u64 
 	}
 	if (!call.connection->announced)
 		send_connection(conn, (__u64)call.process.pid << 32 | call.process.tid,
-				hit->load_bias, call.time_ns);
-	call.goroutine = goroutine_id(hit->g);
+				hit->load_bias, call.time_ns, hit->target_number);
+	call.goroutine = goroutine_id(hit->target, hit->g);
 	if (capture_limit && call.captured > capture_limit)
 		call.captured = capture_limit;
 	send_call(&call, repeat);
@@ -434,7 +451,8 @@ forget:
  * its memory used again, which the word that we compare cannot tell if that memory was used again
  * too. (A client that renegotiates, which TLS 1.2 allows and Go refuses unless asked to, therefore
  * goes on as another connection.) */
-static __always_inline void begin_connection(__u64 conn, __u64 source)
+static __always_inline void begin_connection(__u64 conn, __u64 source,
+					     const volatile struct target *target)
 {
 	struct connection fresh = {.from_start = 1};
 	struct connection_key key = {.conn = conn};
@@ -445,7 +463,7 @@ static __always_inline void begin_connection(__u64 conn, __u64 source)
 		return;
 	if (type != HANDSHAKE_CLIENT_HELLO && type != HANDSHAKE_SERVER_HELLO)
 		return;
-	if (!wanted_process(&process))
+	if (!wanted_process(&process, target))
 		return;
 	end_connection(&process, conn, CLOSE_DROPPED);
 	if (!read_word(&fresh.inner, conn + TLS_CONN_INNER_DATA))
@@ -473,24 +491,29 @@ static __always_inline void begin_connection(__u64 conn, __u64 source)
 static __always_inline int write_record_with(const struct registers *registers,
 					     const enum repeat repeat)
 {
-	struct hit hit = {
-		.g = current_g(registers, target.stack_abi, target.write_at_stack_check),
-		.load_bias = load_bias(registers, target.write_site),
-	};
+	__u32 number = target_number(registers);
+	const volatile struct target *target = find_target(number);
 	__u64 conn, type, source, length;
+	struct hit hit;
 
-	if (target.write_at_stack_check && stack_will_grow(registers))
+	if (!target)
 		return 0;
-	if (!argument(registers, 1, &type))
+	hit.target = target;
+	hit.target_number = number;
+	hit.g = current_g(registers, target->stack_abi, target->write_at_stack_check);
+	hit.load_bias = load_bias(registers, target->write_site);
+	if (target->write_at_stack_check && stack_will_grow(registers))
+		return 0;
+	if (!argument(target, registers, 1, &type))
 		goto unknown;
 	type = (__u8)type;
 	if (type != RECORD_TYPE_APPLICATION_DATA && type != RECORD_TYPE_HANDSHAKE)
 		return 0;
-	if (!argument(registers, 0, &conn) || !argument(registers, 2, &source) ||
-	    !argument(registers, 3, &length))
+	if (!argument(target, registers, 0, &conn) || !argument(target, registers, 2, &source) ||
+	    !argument(target, registers, 3, &length))
 		goto unknown;
 	if (type == RECORD_TYPE_HANDSHAKE)
-		begin_connection(conn, source);
+		begin_connection(conn, source, target);
 	else
 		capture(DIRECTION_WRITE, conn, source, length, &hit, repeat);
 	return 0;
@@ -507,21 +530,26 @@ BOTH_WAYS(write_record)
 static __always_inline int read_copy_with(const struct registers *registers,
 					  const enum repeat repeat)
 {
-	struct hit hit = {
-		.g = current_g(registers, target.stack_abi, false),
-		.load_bias = load_bias(registers, target.read_site),
-	};
+	__u32 number = target_number(registers);
+	const volatile struct target *target = find_target(number);
 	__u64 conn, source, length;
+	struct hit hit;
 
-	if (target.stack_abi) {
-		if (!read_word(&source, registers->sp + target.read_source) ||
-		    !read_word(&length, registers->sp + target.read_length))
+	if (!target)
+		return 0;
+	hit.target = target;
+	hit.target_number = number;
+	hit.g = current_g(registers, target->stack_abi, false);
+	hit.load_bias = load_bias(registers, target->read_site);
+	if (target->stack_abi) {
+		if (!read_word(&source, registers->sp + target->read_source) ||
+		    !read_word(&length, registers->sp + target->read_length))
 			goto unknown;
 	} else {
 		source = registers->ARGUMENT_1;
 		length = registers->ARGUMENT_2;
 	}
-	if (!read_word(&conn, registers->sp + target.read_receiver))
+	if (!read_word(&conn, registers->sp + target->read_receiver))
 		goto unknown;
 	capture(DIRECTION_READ, conn, source, length, &hit, repeat);
 	return 0;
@@ -538,23 +566,28 @@ BOTH_WAYS(read_copy)
 static __always_inline int read_return_with(const struct registers *registers,
 					    const enum repeat repeat)
 {
-	struct hit hit = {
-		.g = current_g(registers, target.stack_abi, false),
-		.load_bias = load_bias(registers, target.read_site),
-	};
+	__u32 number = target_number(registers);
+	const volatile struct target *target = find_target(number);
 	__u64 conn, source, length, capacity;
+	struct hit hit;
 
-	if (target.stack_abi) {
-		if (!read_word(&length, registers->sp + target.read_length))
+	if (!target)
+		return 0;
+	hit.target = target;
+	hit.target_number = number;
+	hit.g = current_g(registers, target->stack_abi, false);
+	hit.load_bias = load_bias(registers, target->read_site);
+	if (target->stack_abi) {
+		if (!read_word(&length, registers->sp + target->read_length))
 			goto unknown;
 	} else {
 		length = registers->ARGUMENT_0;
 	}
 	if (!length || length >> 63)
 		return 0;
-	if (!read_word(&conn, registers->sp + target.read_receiver) ||
-	    !read_word(&source, registers->sp + target.read_source) ||
-	    !read_word(&capacity, registers->sp + target.read_capacity) || length > capacity)
+	if (!read_word(&conn, registers->sp + target->read_receiver) ||
+	    !read_word(&source, registers->sp + target->read_source) ||
+	    !read_word(&capacity, registers->sp + target->read_capacity) || length > capacity)
 		goto unknown;
 	capture(DIRECTION_READ, conn, source, length, &hit, repeat);
 	return 0;
@@ -570,18 +603,20 @@ BOTH_WAYS(read_return)
 SEC("uprobe")
 int close_conn(struct registers *registers)
 {
+	__u32 number = target_number(registers);
+	const volatile struct target *target = find_target(number);
 	struct process process = {};
 	__u64 conn;
 
 	keep_stack(registers);
-	if (target.close_at_stack_check && stack_will_grow(registers))
+	if (!target || (target->close_at_stack_check && stack_will_grow(registers)))
 		return 0;
-	if (argument(registers, 0, &conn) && wanted_process(&process))
+	if (argument(target, registers, 0, &conn) && wanted_process(&process, target))
 		end_connection(&process, conn, CLOSE_CALLED);
 	return 0;
 }
 
-/* A secret and what it belongs to, as addresses in the target. */
+/* A secret and what it belongs to, as addresses in the target-> */
 struct key {
 	/* 0: the label is CLIENT_RANDOM. */
 	__u64 label;
@@ -594,14 +629,14 @@ struct key {
 
 static const char CLIENT_RANDOM[13] = "CLIENT_RANDOM";
 
-static __always_inline int send_key(const struct key *key)
+static __always_inline int send_key(const struct key *key, const volatile struct target *target)
 {
 	__u64 label_length = key->label ? key->label_length : sizeof(CLIENT_RANDOM);
 	__u64 secret_length = key->secret_length;
 	struct process process = {};
 	struct key_record *record;
 
-	if (!wanted_process(&process))
+	if (!wanted_process(&process, target))
 		return 0;
 	if (!label_length || label_length > KEY_LABEL_MAX || !secret_length ||
 	    secret_length > KEY_SECRET_MAX || key->client_random_length != CLIENT_RANDOM_LEN) {
@@ -640,37 +675,44 @@ unreadable:
 SEC("uprobe")
 int write_key_log(struct registers *registers)
 {
+	__u32 number = target_number(registers);
+	const volatile struct target *target = find_target(number);
 	struct key key = {};
 
 	keep_stack(registers);
-	if (target.key_log_at_stack_check && stack_will_grow(registers))
+	if (!target || (target->key_log_at_stack_check && stack_will_grow(registers)))
 		return 0;
-	if (!argument(registers, 1, &key.label) || !argument(registers, 2, &key.label_length) ||
-	    !argument(registers, 3, &key.client_random) ||
-	    !argument(registers, 4, &key.client_random_length) ||
-	    !argument(registers, 6, &key.secret) || !argument(registers, 7, &key.secret_length)) {
+	if (!argument(target, registers, 1, &key.label) ||
+	    !argument(target, registers, 2, &key.label_length) ||
+	    !argument(target, registers, 3, &key.client_random) ||
+	    !argument(target, registers, 4, &key.client_random_length) ||
+	    !argument(target, registers, 6, &key.secret) ||
+	    !argument(target, registers, 7, &key.secret_length)) {
 		count(&shared.unknown_calls, 1);
 		return 0;
 	}
-	return send_key(&key);
+	return send_key(&key, target);
 }
 
 /* func (c *Config) writeKeyLog(clientRandom, masterSecret []byte) error, before Go 1.12 */
 SEC("uprobe")
 int write_key_log_unlabelled(struct registers *registers)
 {
+	__u32 number = target_number(registers);
+	const volatile struct target *target = find_target(number);
 	struct key key = {};
 
 	keep_stack(registers);
-	if (target.key_log_at_stack_check && stack_will_grow(registers))
+	if (!target || (target->key_log_at_stack_check && stack_will_grow(registers)))
 		return 0;
-	if (!argument(registers, 1, &key.client_random) ||
-	    !argument(registers, 2, &key.client_random_length) ||
-	    !argument(registers, 4, &key.secret) || !argument(registers, 5, &key.secret_length)) {
+	if (!argument(target, registers, 1, &key.client_random) ||
+	    !argument(target, registers, 2, &key.client_random_length) ||
+	    !argument(target, registers, 4, &key.secret) ||
+	    !argument(target, registers, 5, &key.secret_length)) {
 		count(&shared.unknown_calls, 1);
 		return 0;
 	}
-	return send_key(&key);
+	return send_key(&key, target);
 }
 
 /* func keysFromMasterSecret(version uint16, suite *cipherSuite, masterSecret, clientRandom,
@@ -678,16 +720,19 @@ int write_key_log_unlabelled(struct registers *registers)
 SEC("uprobe")
 int master_secret(struct registers *registers)
 {
+	__u32 number = target_number(registers);
+	const volatile struct target *target = find_target(number);
 	struct key key = {};
 
 	keep_stack(registers);
-	if (target.master_secret_at_stack_check && stack_will_grow(registers))
+	if (!target || (target->master_secret_at_stack_check && stack_will_grow(registers)))
 		return 0;
-	if (!argument(registers, 2, &key.secret) || !argument(registers, 3, &key.secret_length) ||
-	    !argument(registers, 5, &key.client_random) ||
-	    !argument(registers, 6, &key.client_random_length)) {
+	if (!argument(target, registers, 2, &key.secret) ||
+	    !argument(target, registers, 3, &key.secret_length) ||
+	    !argument(target, registers, 5, &key.client_random) ||
+	    !argument(target, registers, 6, &key.client_random_length)) {
 		count(&shared.unknown_calls, 1);
 		return 0;
 	}
-	return send_key(&key);
+	return send_key(&key, target);
 }

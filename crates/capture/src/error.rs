@@ -120,6 +120,12 @@ pub enum Error {
         /// Where the plan says that it is.
         location: gobin::Location,
     },
+    /// There is no room for another executable.
+    #[error("{limit} executables are captured already, more are not possible at the same time")]
+    TooManyExecutables {
+        /// How many there can be.
+        limit: u32,
+    },
     /// A size that the ring buffer can't have.
     #[error(
         "a buffer of {kib} KiB is not possible: give --mapsize between {min_kib} and {max_kib}"

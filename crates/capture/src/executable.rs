@@ -36,6 +36,7 @@ pub struct Executable {
     name: PathBuf,
     file: File,
     identity: Identity,
+    changed_ns: i128,
 }
 
 impl Executable {
@@ -80,12 +81,18 @@ impl Executable {
             .read(true)
             .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
             .open(path)?;
+        Self::of_file(file, name.into()).map(Ok)
+    }
+
+    /// A file that is open already. `name` is for messages.
+    pub(crate) fn of_file(file: File, name: PathBuf) -> io::Result<Self> {
         let metadata = file.metadata()?;
-        Ok(Ok(Self {
-            name: name.into(),
+        Ok(Self {
+            name,
             file,
             identity: Identity::of(&metadata),
-        }))
+            changed_ns: changed_ns(&metadata),
+        })
     }
 
     /// For messages: the path as given, or as the process shows it.
@@ -115,10 +122,20 @@ impl Executable {
         self.identity
     }
 
+    /// When it was last changed before it was opened, in ns since 1970.
+    pub fn changed_ns(&self) -> i128 {
+        self.changed_ns
+    }
+
     /// A path that leads to exactly this file, in our mount namespace, as long as `self` lives.
     pub(crate) fn descriptor_path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
+}
+
+/// The time of the last change of a file's content or attributes, in ns since 1970.
+pub(crate) fn changed_ns(metadata: &Metadata) -> i128 {
+    i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec())
 }
 
 /// The bytes of an executable file.

@@ -12,7 +12,10 @@
 mod cgroup;
 mod clock;
 mod error;
+mod exec_events;
+mod exec_gate;
 mod executable;
+mod fanotify;
 mod filter;
 mod follower;
 mod hooks;
@@ -20,11 +23,15 @@ mod interfaces;
 mod layout;
 mod libbpf_log;
 mod libpcap;
+mod libraries;
 mod load;
+mod mapping_events;
+mod mounts;
 mod names;
 mod network_namespace;
 mod packets;
 mod privileges;
+mod probe_set;
 mod probes;
 mod process;
 mod processes;
@@ -39,21 +46,43 @@ mod uprobes;
 
 pub use clock::{monotonic_ns, realtime_offset_ns};
 pub use error::{Error, operating_system};
+pub use exec_events::ExecEvents;
+pub use exec_gate::{
+    ExecGate, StartingProgram, Verdict, guard_exec_gate, raise_limit_of_open_files,
+    rehearse_exec_gate,
+};
 pub use executable::{Executable, Identity, MappedFile};
 #[cfg(fuzzing)]
 pub use filter::test_run::verdicts;
 pub use interfaces::{Interface, InterfaceSelection, LinkType};
 pub use libbpf_log::set_debug;
+pub use libraries::Library;
+pub use mapping_events::{MappedFileId, MappingEvent, MappingEvents};
 pub use names::look_names_up_without_plugins;
 pub use network_namespace::NetworkNamespace;
 pub use packets::{HookKind, InterfaceStatistics, PacketCapture, PacketOptions, PacketTarget};
-pub use privileges::{effective_user_can_trace, give_up_privileges};
-pub use probes::{Filters, Options, Probes, Wanted};
+pub use privileges::{effective_user_can_trace, give_up_privileges, keep_privileges_to_attach};
+pub use probe_set::{Objects, ProbeSet, Selection, SetOptions, Taking, TargetId};
+pub use probes::{Filters, Options, Part, Probes, Wanted};
 pub use process::Process;
-pub use processes::{ProcessInfo, environment_variable, running};
+pub use processes::{ProcessInfo, cgroup_of, environment_variable, executed_file, running};
 pub use reader::{Counters, Reader, StopSwitch, Stopped};
 pub use rehearsal::{Host, UprobeSupport, rehearse_packets, rehearse_uprobes};
 pub use uprobes::UprobeKind;
+
+/// The program that tells of processes that start.
+#[allow(
+    clippy::all,
+    missing_docs,
+    unreachable_pub,
+    clippy::undocumented_unsafe_blocks,
+    unsafe_op_in_unsafe_fn,
+    dead_code,
+    reason = "generated code"
+)]
+mod exec_skeleton {
+    include!(concat!(env!("OUT_DIR"), "/execs.skel.rs"));
+}
 
 /// The packet programs, likewise.
 #[allow(

@@ -2,7 +2,9 @@
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 
+use gobin::ConnectionPlan;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, OpenObject, libbpf_sys};
 
@@ -11,7 +13,10 @@ use crate::process::pid_namespace;
 use crate::skeleton::{GotlsSkel, GotlsSkelBuilder, OpenGotlsSkel, types};
 use crate::target::Target;
 use crate::uprobes::UprobeKind;
-use crate::{Error, Options, libbpf_log};
+use crate::{Error, Options, ProbeSet, Selection, libbpf_log};
+
+/// How many types there is room for in an object that serves many executables: most have a dozen.
+pub(crate) const TYPES_OF_MANY: u32 = 16384;
 
 /// How the programs repeat something (gotls.bpf.c, enum repeat).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,10 +56,42 @@ impl Repeat {
     }
 }
 
+/// Which executables an object's programs serve.
+#[derive(Clone, Copy)]
+pub(crate) enum Serving<'a> {
+    /// One, which the verifier knows, and there are so many that share the maps.
+    One { target: &'a Target, of: u32 },
+    /// One of several objects' executables; they share the maps, and have different numbers.
+    Sharing {
+        target: &'a Target,
+        number: u32,
+        maps: &'a GotlsSkel<'static>,
+    },
+    /// Any number up to this.
+    Many(u32),
+}
+
+impl Serving<'_> {
+    fn target(&self) -> Option<&Target> {
+        match self {
+            Self::One { target, .. } | Self::Sharing { target, .. } => Some(target),
+            Self::Many(_) => None,
+        }
+    }
+
+    fn number(&self) -> u32 {
+        match self {
+            Self::Sharing { number, .. } => *number,
+            Self::One { .. } | Self::Many(_) => 0,
+        }
+    }
+}
+
 /// Loads the programs with these names, which is all that the verifier has to look at: its work is most
-/// of the start.
+/// of the start. If processes are told apart by a table, `selection` says what those are that it lacks.
 pub(crate) fn load(
-    target: &Target,
+    serving: Serving<'_>,
+    selection: Option<Selection>,
     programs: &[&str],
     kind: UprobeKind,
     options: &Options,
@@ -63,8 +100,19 @@ pub(crate) fn load(
     let attempt = |sleepable: bool| {
         libbpf_log::listen(|| {
             let mut open = open()?;
-            configure(&mut open, target, options, ring_bytes)?;
-            rodata(&mut open)?.may_fault = sleepable.into();
+            configure(&mut open, serving, options, ring_bytes)?;
+            if selection.is_some() {
+                // Each is there for each of its files, and once more if others are captured too.
+                let room = 2 * ProbeSet::PROCESSES_MAX;
+                open.maps.wanted_processes.set_max_entries(room)?;
+            }
+            let rodata = rodata(&mut open)?;
+            rodata.may_fault = sleepable.into();
+            rodata.filter_by_process = selection.is_some().into();
+            rodata.unlisted_processes_too = (selection == Some(Selection::EveryProcess)).into();
+            if let Serving::Sharing { maps, .. } = serving {
+                share_maps(&mut open, maps)?;
+            }
             for mut program in open.open_object_mut().progs_mut() {
                 let wanted = programs.iter().any(|&name| program.name() == name);
                 program.set_autoload(wanted);
@@ -74,10 +122,8 @@ pub(crate) fn load(
                 }
             }
             let skeleton = open.load()?;
-            for (descriptor, known) in &target.dynamic_types {
-                let value = [known.role.to_ne_bytes(), known.offset.to_ne_bytes()].concat();
-                let map = &skeleton.maps.dynamic_types;
-                map.update(&descriptor.to_ne_bytes(), &value, MapFlags::ANY)?;
+            if let Some(target) = serving.target() {
+                list_types(&skeleton, serving.number(), target)?;
             }
             Ok(skeleton)
         })
@@ -91,21 +137,36 @@ pub(crate) fn load(
 }
 
 fn open() -> libbpf_rs::Result<OpenGotlsSkel<'static>> {
-    // The skeleton wants its object to stay where it is; there is one in the life of a process.
+    // The skeleton wants its object to stay where it is. It is a pointer; there are few.
     let storage: &'static mut MaybeUninit<OpenObject> = Box::leak(Box::new(MaybeUninit::uninit()));
     GotlsSkelBuilder::default().open(storage)
 }
 
 fn configure(
     open: &mut OpenGotlsSkel<'static>,
-    target: &Target,
+    serving: Serving<'_>,
     options: &Options,
     ring_bytes: u32,
 ) -> libbpf_rs::Result<()> {
     open.maps.ring.set_max_entries(ring_bytes)?;
+    match serving {
+        Serving::Many(executables) => {
+            open.maps.executables.set_max_entries(executables)?;
+            open.maps.dynamic_types.set_max_entries(TYPES_OF_MANY)?;
+        }
+        Serving::One { of, .. } => {
+            let types = ConnectionPlan::TYPES_MAX as u32 * of;
+            open.maps.dynamic_types.set_max_entries(types)?;
+        }
+        Serving::Sharing { .. } => {}
+    }
     let rodata = rodata(open)?;
-    rodata.target = target.arguments;
-    rodata.layout = target.layout;
+    rodata.many_targets = matches!(serving, Serving::Many(_)).into();
+    rodata.only_number = serving.number();
+    if let Some(target) = serving.target() {
+        rodata.only_target = target.arguments;
+        rodata.only_layout = target.layout;
+    }
     rodata.filter_pid = options.filters.pid.unwrap_or(0);
     rodata.filter_by_uid = options.filters.uid.is_some().into();
     rodata.filter_uid = options.filters.uid.unwrap_or(0);
@@ -116,6 +177,50 @@ fn configure(
         rodata.pid_namespace_inode = inode;
     }
     Ok(())
+}
+
+/// Makes an object's programs write where another one's do.
+fn share_maps(
+    open: &mut OpenGotlsSkel<'static>,
+    with: &GotlsSkel<'static>,
+) -> libbpf_rs::Result<()> {
+    let (ours, theirs) = (&mut open.maps, &with.maps);
+    ours.ring.reuse_fd(theirs.ring.as_fd())?;
+    ours.bss.reuse_fd(theirs.bss.as_fd())?;
+    ours.connections.reuse_fd(theirs.connections.as_fd())?;
+    ours.dynamic_types.reuse_fd(theirs.dynamic_types.as_fd())?;
+    ours.wanted_processes
+        .reuse_fd(theirs.wanted_processes.as_fd())
+}
+
+/// Tells the programs which types of an executable they may follow.
+pub(crate) fn list_types(
+    skeleton: &GotlsSkel<'static>,
+    number: u32,
+    target: &Target,
+) -> libbpf_rs::Result<()> {
+    for (descriptor, known) in &target.dynamic_types {
+        let value = [known.role.to_ne_bytes(), known.offset.to_ne_bytes()].concat();
+        let map = &skeleton.maps.dynamic_types;
+        map.update(&type_key(*descriptor, number), &value, MapFlags::ANY)?;
+    }
+    Ok(())
+}
+
+/// Takes them back, as far as they are there.
+pub(crate) fn forget_types(skeleton: &GotlsSkel<'static>, number: u32, target: &Target) {
+    for (descriptor, _) in &target.dynamic_types {
+        let map = &skeleton.maps.dynamic_types;
+        let _ = map.delete(&type_key(*descriptor, number));
+    }
+}
+
+/// connection.h, struct type_key.
+fn type_key(descriptor: u64, number: u32) -> [u8; 16] {
+    let mut key = [0; 16];
+    key[..8].copy_from_slice(&descriptor.to_ne_bytes());
+    key[8..12].copy_from_slice(&number.to_ne_bytes());
+    key
 }
 
 fn rodata<'a>(open: &'a mut OpenGotlsSkel<'static>) -> libbpf_rs::Result<&'a mut types::rodata> {

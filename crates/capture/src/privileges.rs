@@ -88,6 +88,19 @@ pub fn give_up_privileges() -> Result<(), Error> {
     keep_only(CapabilitySet::empty())
 }
 
+/// The same, but for what it takes to attach to further programs: looking at processes and their files,
+/// and uprobes.
+pub fn keep_privileges_to_attach() -> Result<(), Error> {
+    keep_only(
+        CapabilitySet::SYS_ADMIN
+            | CapabilitySet::BPF
+            | CapabilitySet::PERFMON
+            | CapabilitySet::SYS_PTRACE
+            | CapabilitySet::DAC_READ_SEARCH
+            | CapabilitySet::DAC_OVERRIDE,
+    )
+}
+
 /// The same, but for some capabilities, as far as they are held.
 pub(crate) fn keep_only(needed: CapabilitySet) -> Result<(), Error> {
     let given_up = || -> rustix::io::Result<()> {

@@ -3,14 +3,12 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use gobin::{
-    Arch, CRYPTO_TLS, EntryProbe, FileOffset, Function, KeyPlan, ProbePlan, ReadProbe, Site,
-};
+use gobin::{Arch, EntryProbe, FileOffset, Function, KeyPlan, ProbePlan, ReadProbe, Site};
 use libbpf_rs::Link;
 use libbpf_rs::skel::Skel;
 
 use crate::error::kernel_release;
-use crate::load::{Repeat, load};
+use crate::load::{Repeat, Serving, load};
 use crate::privileges::{effective_user_can_trace, give_up_privileges, is_admin};
 use crate::skeleton::GotlsSkel;
 use crate::target::{has_label, target};
@@ -36,12 +34,29 @@ pub enum Wanted<'a> {
 }
 
 impl Wanted<'_> {
-    fn arch(&self) -> Arch {
+    pub(crate) fn arch(&self) -> Arch {
         match self {
             Self::Plaintext(plan) => plan.arch,
             Self::Keys(plan) => plan.arch,
         }
     }
+
+    fn package(&self) -> &str {
+        match self {
+            Self::Plaintext(plan) => &plan.package,
+            Self::Keys(plan) => &plan.package,
+        }
+    }
+}
+
+/// What to take from which file: a program can have several TLS packages, and shared libraries with
+/// their own.
+#[derive(Clone, Copy, Debug)]
+pub struct Part<'a> {
+    /// The executable, or a shared library that processes have mapped.
+    pub file: &'a Executable,
+    /// One of its packages, and what to take from it.
+    pub wanted: Wanted<'a>,
 }
 
 /// How to capture.
@@ -58,7 +73,7 @@ pub struct Options {
 }
 
 impl Options {
-    fn ring_bytes(&self) -> Result<u32, Error> {
+    pub(crate) fn ring_bytes(&self) -> Result<u32, Error> {
         ring_bytes(self.ring_kib)
     }
 }
@@ -78,11 +93,12 @@ pub(crate) fn ring_bytes(kib: u64) -> Result<u32, Error> {
     Ok((kib * 1024).next_power_of_two() as u32)
 }
 
-/// The attached uprobes of one executable. They are gone when this is dropped.
+/// The attached uprobes of one program. They are gone when this is dropped.
 pub struct Probes {
     // Detached before the programs are unloaded.
     links: Vec<Link>,
-    skeleton: GotlsSkel<'static>,
+    /// One for each part. They share the first one's maps.
+    objects: Vec<GotlsSkel<'static>>,
     kind: UprobeKind,
     sites: usize,
     ring_bytes: u32,
@@ -99,42 +115,65 @@ impl std::fmt::Debug for Probes {
 }
 
 impl Probes {
-    /// Loads the eBPF programs and attaches them to `executable` as the plan says. Either every probe
-    /// is in place afterwards, or none.
-    pub fn attach(
-        executable: &Executable,
-        wanted: Wanted<'_>,
-        options: &Options,
-    ) -> Result<Self, Error> {
-        check_architecture(wanted.arch())?;
-        let target = target(wanted)?;
+    /// Loads the eBPF programs and attaches them as the plans say. Either every probe is in place
+    /// afterwards, or none.
+    pub fn attach(parts: &[Part<'_>], options: &Options) -> Result<Self, Error> {
         let ring_bytes = options.ring_bytes()?;
         effective_user_can_trace()?;
 
         let pid = options.filters.pid;
         let best = || UprobeKind::best(pid.is_some());
         let kind = options.uprobes.unwrap_or_else(best);
-        let placements = placements(wanted, Repeat::of_this_kernel());
-        let programs: Vec<_> = placements.iter().map(|placed| placed.program).collect();
-        let skeleton = load(&target, &programs, kind, options, ring_bytes)?;
         let mut probes = Self {
             links: Vec::new(),
-            skeleton,
+            objects: Vec::new(),
             kind,
             sites: 0,
             ring_bytes,
         };
-        probes.attach_all(executable, &placements, pid)?;
+        for part in parts {
+            probes.attach_part(part, parts.len() as u32, options)?;
+        }
         Ok(probes)
+    }
+
+    /// Attaches one of so many parts.
+    fn attach_part(&mut self, part: &Part<'_>, parts: u32, options: &Options) -> Result<(), Error> {
+        check_architecture(part.wanted.arch())?;
+        let target = target(part.wanted)?;
+        let placements = placements(&part.wanted, Repeat::of_this_kernel());
+        let programs: Vec<_> = placements.iter().map(|placed| placed.program).collect();
+        let serving = match self.objects.first() {
+            None => Serving::One {
+                target: &target,
+                of: parts,
+            },
+            Some(maps) => Serving::Sharing {
+                target: &target,
+                number: self.objects.len() as u32,
+                maps,
+            },
+        };
+        let (kind, ring_bytes) = (self.kind, self.ring_bytes);
+        let mut skeleton = load(serving, None, &programs, kind, options, ring_bytes)?;
+        let pid = options.filters.pid;
+        let links = attach_all(&mut skeleton, kind, part.file, &placements, pid, None)?;
+        self.links.extend(links);
+        self.objects.push(skeleton);
+        self.sites += placements
+            .iter()
+            .map(|placed| placed.sites.len())
+            .sum::<usize>();
+        Ok(())
     }
 
     /// The reading end of the ring buffer. There is one.
     pub fn reader(&self) -> Result<Reader, Error> {
-        Reader::new(
-            self.skeleton.maps.ring.as_fd(),
-            self.ring_bytes.into(),
-            self.skeleton.maps.bss.as_fd(),
-        )
+        let object = self.objects.first().ok_or_else(|| Error::Load {
+            reason: "there is nothing to attach to".into(),
+        })?;
+        let maps = &object.maps;
+        Reader::new(maps.ring.as_fd(), self.ring_bytes.into(), maps.bss.as_fd())
     }
 
     /// How many instructions are probed.
@@ -156,36 +195,39 @@ impl Probes {
     pub fn detach(&mut self) {
         drop_at_once(&mut self.links);
     }
-
-    fn attach_all(
-        &mut self,
-        executable: &Executable,
-        placements: &[Placement<'_>],
-        pid: Option<u32>,
-    ) -> Result<(), Error> {
-        let path = executable.descriptor_path();
-        for placed in placements {
-            let name = placed.program;
-            let mut programs = self.skeleton.object_mut().progs_mut();
-            let program = programs.find(|program| program.name() == name);
-            let program = program.ok_or_else(|| Error::Load {
-                reason: format!("the object has no program {name}"),
-            })?;
-            let offsets: Vec<_> = placed.sites.iter().map(|site| site.offset).collect();
-            let (links, log) =
-                libbpf_log::listen(|| self.kind.attach(&program, pid, &path, &offsets));
-            let links = links.map_err(|error| {
-                let function = placed.function.symbol(CRYPTO_TLS);
-                attach_error(function, offsets[0], self.kind, &error, &log)
-            })?;
-            self.links.extend(links);
-            self.sites += placed.sites.len();
-        }
-        Ok(())
-    }
 }
 
-fn check_architecture(executable: Arch) -> Result<(), Error> {
+/// Attaches an object's programs to an executable as placed. If one of them can't be, none is.
+pub(crate) fn attach_all(
+    skeleton: &mut GotlsSkel<'static>,
+    kind: UprobeKind,
+    executable: &Executable,
+    placements: &[Placement<'_>],
+    pid: Option<u32>,
+    cookie: Option<u64>,
+) -> Result<Vec<Link>, Error> {
+    let path = executable.descriptor_path();
+    let mut attached = Vec::new();
+    for placed in placements {
+        let name = placed.program;
+        let mut programs = skeleton.object_mut().progs_mut();
+        let program = programs.find(|program| program.name() == name);
+        let program = program.ok_or_else(|| Error::Load {
+            reason: format!("the object has no program {name}"),
+        })?;
+        let offsets: Vec<_> = placed.sites.iter().map(|site| site.offset).collect();
+        let (links, log) =
+            libbpf_log::listen(|| kind.attach(&program, pid, &path, &offsets, cookie));
+        let links = links.map_err(|error| {
+            let function = placed.function.symbol(placed.package);
+            attach_error(function, offsets[0], kind, &error, &log)
+        })?;
+        attached.extend(links);
+    }
+    Ok(attached)
+}
+
+pub(crate) fn check_architecture(executable: Arch) -> Result<(), Error> {
     let machine = std::env::consts::ARCH;
     let same = match executable {
         Arch::Amd64 => machine == "x86_64",
@@ -203,14 +245,15 @@ fn check_architecture(executable: Arch) -> Result<(), Error> {
 
 /// A program, by name, and where it goes.
 #[derive(Debug)]
-struct Placement<'a> {
-    program: &'static str,
+pub(crate) struct Placement<'a> {
+    pub(crate) program: &'static str,
+    package: &'a str,
     function: Function,
-    sites: &'a [Site],
+    pub(crate) sites: &'a [Site],
 }
 
 /// All of them, in the order of attaching.
-fn placements(wanted: Wanted<'_>, repeat: Repeat) -> Vec<Placement<'_>> {
+pub(crate) fn placements<'a>(wanted: &'a Wanted<'_>, repeat: Repeat) -> Vec<Placement<'a>> {
     let pick = |by_helper, by_walking| match repeat {
         Repeat::ByHelper => by_helper,
         Repeat::ByWalking => by_walking,
@@ -219,6 +262,7 @@ fn placements(wanted: Wanted<'_>, repeat: Repeat) -> Vec<Placement<'_>> {
     let mut place = |program, function, sites| {
         placements.push(Placement {
             program,
+            package: wanted.package(),
             function,
             sites,
         });

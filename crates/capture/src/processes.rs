@@ -1,13 +1,12 @@
 //! The processes that run now, as `/proc` shows them.
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::executable::Identity;
+use crate::executable::{Identity, changed_ns};
 use crate::{Error, Process};
 
 /// A process and what it can be chosen by.
@@ -67,8 +66,36 @@ impl ProcessInfo {
             comm,
             executable,
             identity: Identity::of(&file),
-            changed_ns: i128::from(file.ctime()) * 1_000_000_000 + i128::from(file.ctime_nsec()),
+            changed_ns: changed_ns(&file),
             cgroup: cgroup(&fs::read(directory.join("cgroup"))?),
+        })
+    }
+
+    /// What a process will be once it executes a file that it has opened for this.
+    pub(crate) fn about_to_execute(pid: u32, file: &File, path: PathBuf) -> io::Result<Self> {
+        Ok(Self {
+            uid: real_user(pid).ok_or(io::ErrorKind::NotFound)?,
+            cgroup: cgroup(&fs::read(format!("/proc/{pid}/cgroup"))?),
+            ..Self::of_file(pid, file, path)?
+        })
+    }
+
+    /// What can be said of a process that has ended if only the file is known that it executed.
+    pub(crate) fn of_file(pid: u32, file: &File, path: PathBuf) -> io::Result<Self> {
+        /// TASK_COMM_LEN without the NUL.
+        const COMM_MAX: usize = 15;
+
+        let metadata = file.metadata()?;
+        let mut comm = path.file_name().unwrap_or_default().as_bytes().to_vec();
+        comm.truncate(COMM_MAX);
+        Ok(Self {
+            pid,
+            uid: u32::MAX,
+            comm,
+            executable: path,
+            identity: Identity::of(&metadata),
+            changed_ns: changed_ns(&metadata),
+            cgroup: PathBuf::new(),
         })
     }
 
@@ -105,7 +132,7 @@ pub(crate) fn running_file(
 }
 
 /// All processes, in the order of their ids.
-fn pids() -> Result<Vec<u32>, Error> {
+pub(crate) fn pids() -> Result<Vec<u32>, Error> {
     let failed = |source| Error::System {
         what: "listing the processes in /proc",
         source,
@@ -156,6 +183,18 @@ fn cgroup(lines: &[u8]) -> PathBuf {
         _ => b"/",
     };
     PathBuf::from(OsString::from_vec(path.to_vec()))
+}
+
+/// Which file a process executes, and when that was last changed, as [`ProcessInfo`] has them.
+pub fn executed_file(pid: u32) -> Option<(Identity, i128)> {
+    let file = fs::metadata(format!("/proc/{pid}/exe")).ok()?;
+    Some((Identity::of(&file), changed_ns(&file)))
+}
+
+/// A process's cgroup, as [`ProcessInfo::cgroup`] has it. Needs no privilege.
+pub fn cgroup_of(pid: u32) -> Option<PathBuf> {
+    let lines = fs::read(format!("/proc/{pid}/cgroup")).ok()?;
+    Some(cgroup(&lines))
 }
 
 /// What a process's environment says of a variable, if we may look.

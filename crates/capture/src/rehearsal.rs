@@ -7,7 +7,7 @@ use gobin::FileOffset;
 use libbpf_rs::skel::Skel;
 use rustix::thread::{CapabilitySet, capabilities};
 
-use crate::load::{Repeat, load};
+use crate::load::{Repeat, Serving, load};
 use crate::privileges::effective_user_can_trace;
 use crate::probes::{attach_error, ring_bytes};
 use crate::target::Target;
@@ -47,7 +47,20 @@ pub fn rehearse_uprobes(keys: bool) -> Result<UprobeSupport, Error> {
         uprobes: Some(kind),
     };
     let ring = ring_bytes(SMALLEST_RING)?;
-    let mut skeleton = load(&Target::default(), programs, kind, &options, ring)?;
+    let mut skeleton = {
+        let nobody = Target::default();
+        load(
+            Serving::One {
+                target: &nobody,
+                of: 1,
+            },
+            None,
+            programs,
+            kind,
+            &options,
+            ring,
+        )?
+    };
     let reads_paged_out = skeleton
         .maps
         .rodata_data
@@ -62,7 +75,7 @@ pub fn rehearse_uprobes(keys: bool) -> Result<UprobeSupport, Error> {
         reason: "the object has no programs".into(),
     })?;
     let path = ourselves.descriptor_path();
-    let (links, log) = libbpf_log::listen(|| kind.attach(&program, None, &path, &[entry]));
+    let (links, log) = libbpf_log::listen(|| kind.attach(&program, None, &path, &[entry], None));
     links.map_err(|error| attach_error("our own entry point".into(), entry, kind, &error, &log))?;
     Ok(UprobeSupport {
         kind,

@@ -38,13 +38,29 @@ impl UprobeKind {
         }
     }
 
-    /// Attaches a program to all of these instructions, in one process or in all.
+    /// Whether the kernel tells a program what it was attached with, a number of our choice: Linux 5.15
+    /// for perf events.
+    pub(crate) fn has_cookies(self) -> bool {
+        // SAFETY: Plain numbers go in and out.
+        let answer = unsafe {
+            libbpf_sys::libbpf_probe_bpf_helper(
+                libbpf_sys::BPF_PROG_TYPE_KPROBE,
+                libbpf_sys::BPF_FUNC_get_attach_cookie,
+                std::ptr::null(),
+            )
+        };
+        self == Self::Multi || answer == 1
+    }
+
+    /// Attaches a program to all of these instructions, in one process or in all. The program is told
+    /// the cookie, if there is one, at each hit.
     pub(crate) fn attach(
         self,
         program: &ProgramMut<'_>,
         pid: Option<u32>,
         executable: &Path,
         offsets: &[FileOffset],
+        cookie: Option<u64>,
     ) -> libbpf_rs::Result<Vec<Link>> {
         // libbpf: -1 stands for all processes. The pid was found by pidfd_open, so it fits.
         let pid = pid.map_or(-1, |pid| pid as i32);
@@ -52,6 +68,7 @@ impl UprobeKind {
         match self {
             Self::Multi => {
                 let options = UprobeMultiOpts {
+                    cookies: cookie.map_or(Vec::new(), |cookie| vec![cookie; offsets.len()]),
                     offsets: offsets.collect(),
                     ..UprobeMultiOpts::default()
                 };
@@ -59,7 +76,10 @@ impl UprobeKind {
                 Ok(vec![link])
             }
             Self::Perf => offsets.try_fold(Vec::new(), |mut links, offset| {
-                let options = UprobeOpts::default();
+                let options = UprobeOpts {
+                    cookie: cookie.unwrap_or_default(),
+                    ..UprobeOpts::default()
+                };
                 links.push(program.attach_uprobe_with_opts(pid, executable, offset, options)?);
                 Ok(links)
             }),

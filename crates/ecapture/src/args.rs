@@ -22,6 +22,7 @@ pub(crate) struct Args {
 const EXAMPLES: &str = "\
 Examples:
   ecapture gotls --pid 4242                      what process 4242 says, as text
+  ecapture gotls                                 all Go programs, also those that start later
   ecapture gotls -e /usr/bin/caddy               every process that runs this executable
   ecapture gotls -e ./server --format json       JSON lines, for scripts
   ecapture gotls -e ./server --duration 10 >log  ten seconds, into a file
@@ -37,7 +38,7 @@ Examples:
 pub(crate) enum Command {
     /// Capture the TLS plaintext of a Go program
     #[command(visible_alias = "tlsgo", before_help = GOTLS_EXAMPLES)]
-    Gotls(GotlsArgs),
+    Gotls(Box<GotlsArgs>),
     /// Make any output of what `gotls --record` wrote (needs no root)
     #[command(before_help = REPLAY_EXAMPLES)]
     Replay(ReplayArgs),
@@ -52,10 +53,18 @@ pub(crate) enum Command {
     /// Write man pages or shell completions, which packages of ecapture contain
     #[command(subcommand, hide = true)]
     Generate(Generated),
+    /// Hold programs that start; a capture executes itself with this
+    #[command(hide = true)]
+    ExecGate {
+        /// For no longer than this
+        milliseconds: u32,
+    },
 }
 
 const GOTLS_EXAMPLES: &str = "\
 Examples:
+  ecapture gotls
+  ecapture gotls --user www-data --exclude-comm 'node_*'
   ecapture gotls --pid 4242
   ecapture gotls -e /usr/bin/caddy --hex
   ecapture gotls -e /usr/bin/caddy -u 33 --tsize 200
@@ -85,10 +94,6 @@ Examples:
 /// `ecapture gotls`
 #[derive(Debug, clap::Args)]
 pub(crate) struct GotlsArgs {
-    /// The Go executable: every process that runs it is captured, now and later
-    #[arg(short, long, value_name = "PATH", required_unless_present = "pid")]
-    pub(crate) elfpath: Option<PathBuf>,
-
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 
@@ -96,14 +101,6 @@ pub(crate) struct GotlsArgs {
     /// written then, but what is asked for by --format, --hex, --raw, --har, --eventaddr, --pcapfile or --keylogfile
     #[arg(long, value_name = "FILE")]
     pub(crate) record: Option<PathBuf>,
-
-    /// Only this process; alone, it also says which executable
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) pid: Option<u32>,
-
-    /// Only processes of the user with this number
-    #[arg(short, long, value_name = "N")]
-    pub(crate) uid: Option<u32>,
 
     /// Interface for pcap mode, may be repeated; `any` for all that are up [default: any]
     #[arg(short, long, value_name = "NAME")]
@@ -133,6 +130,11 @@ pub(crate) struct GotlsArgs {
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) duration: Option<Duration>,
 
+    /// Where many programs are captured, hold one that starts for no longer than this until it is attached
+    /// to; 0 for not at all [default: 250]
+    #[arg(long, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u32).range(..=60_000))]
+    pub(crate) longest_hold: Option<u32>,
+
     /// Say on stderr what is being done, with all that the kernel's verifier says
     #[arg(short, long)]
     pub(crate) debug: bool,
@@ -144,6 +146,14 @@ pub(crate) struct GotlsArgs {
     /// How to attach uprobes: for tests
     #[arg(long, value_enum, default_value_t = Uprobes::Auto, hide = true)]
     pub(crate) uprobes: Uprobes,
+
+    /// How to tell many executables apart: for tests
+    #[arg(long, value_enum, default_value_t = Objects::Auto, hide = true)]
+    pub(crate) objects: Objects,
+
+    /// Without any, all Go programs with TLS are captured, also those that start later
+    #[command(flatten)]
+    pub(crate) selectors: Selectors,
 }
 
 /// What to make of records, of a capture or of a recording
@@ -369,6 +379,23 @@ impl From<Uprobes> for Option<capture::UprobeKind> {
             Uprobes::Auto => None,
             Uprobes::Multi => Some(capture::UprobeKind::Multi),
             Uprobes::Perf => Some(capture::UprobeKind::Perf),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Objects {
+    Auto,
+    One,
+    Each,
+}
+
+impl From<Objects> for Option<capture::Objects> {
+    fn from(objects: Objects) -> Self {
+        match objects {
+            Objects::Auto => None,
+            Objects::One => Some(capture::Objects::One),
+            Objects::Each => Some(capture::Objects::OnePerExecutable),
         }
     }
 }

@@ -23,10 +23,34 @@ pub(crate) struct Container {
 impl Container {
     /// The container that a process is in; `None` if it is in none that is known.
     pub(crate) fn of(process: &ProcessInfo) -> Option<Self> {
-        let mut container = Self::of_cgroup(&process.cgroup)?;
+        Self::in_cgroup(process.pid, &process.cgroup)
+    }
+
+    /// The same of a process of which no more is known than its number.
+    pub(crate) fn of_pid(pid: u32) -> Option<Self> {
+        Self::in_cgroup(pid, &capture::cgroup_of(pid)?)
+    }
+
+    /// For a record of the container's connections.
+    pub(crate) fn as_record(&self) -> events::Container<'_> {
+        fn text(text: &Option<String>) -> &[u8] {
+            text.as_deref().unwrap_or_default().as_bytes()
+        }
+
+        events::Container {
+            id: self.id.as_bytes(),
+            runtime: self.runtime.unwrap_or_default().as_bytes(),
+            pod_uid: text(&self.pod_uid),
+            pod: text(&self.pod),
+            namespace: text(&self.namespace),
+        }
+    }
+
+    fn in_cgroup(pid: u32, cgroup: &Path) -> Option<Self> {
+        let mut container = Self::of_cgroup(cgroup)?;
         if container.pod_uid.is_some() {
             let variable = |name| {
-                let value = environment_variable(process.pid, name)?;
+                let value = environment_variable(pid, name)?;
                 Some(value.to_string_lossy().into_owned())
             };
             // Kubernetes sets HOSTNAME to the pod's name; the other two are a wide-spread custom.

@@ -23,6 +23,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
             .into_iter()
             .map(|mode| (mode, Rehearsal::of(mode)))
             .collect(),
+        gate: capture::rehearse_exec_gate().map_err(|error| error.to_string()),
     };
     let report = match args.format {
         Format::Text => findings.text(),
@@ -88,6 +89,8 @@ impl Rehearsal {
 struct Findings {
     host: Host,
     modes: Vec<(Mode, Rehearsal)>,
+    /// Why programs can't be held when they start.
+    gate: Result<(), String>,
 }
 
 impl Findings {
@@ -127,6 +130,13 @@ impl Findings {
                 },
             );
         }
+        line(
+            "new programs",
+            &match &self.gate {
+                Ok(()) => "are held until they are attached to".into(),
+                Err(reason) => format!("are attached to when they run already: {reason}"),
+            },
+        );
         if let Some(hooks) = self.hooks() {
             line("interfaces", describe_hooks(hooks));
         }
@@ -208,6 +218,7 @@ impl Findings {
             "reads_paged_out_memory": uprobes.map(|uprobes| uprobes.reads_paged_out),
             "call_bytes_max": uprobes.map(|uprobes| uprobes.call_bytes_max),
             "tcx": self.hooks().map(|hooks| hooks == HookKind::Tcx),
+            "holds_new_programs": self.gate.is_ok(),
             "cgroup2": host.cgroup,
             "btf": host.btf,
             "lockdown": host.lockdown,

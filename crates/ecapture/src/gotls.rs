@@ -6,18 +6,23 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use capture::{
     Executable, Filters, NetworkNamespace, Options, PacketCapture, PacketOptions, PacketTarget,
-    Probes, Process, Wanted,
+    Probes, Process,
 };
-use gobin::{Analysis, KeyPlan};
+use gobin::{Analysis, BuildMode};
 use trace::escape_name;
 
 use crate::args::{GotlsArgs, Mode};
+use crate::container::Container;
 use crate::failure::Failure;
 use crate::keylog_mode;
 use crate::log;
+use crate::many;
 use crate::outputs::{Outputs, check_combination as check_outputs};
+use crate::parts::{FilePlans, GoFile, go_files};
 use crate::pcap_mode::{self, PacketsAndKeys};
+use crate::places::{KnownPlaces, Places};
 use crate::recorder::{CapturedInterface, Context, now_ns};
+use crate::selectors::One;
 use crate::session::{Attached, DebugLog, Session};
 use crate::supervise::Signals;
 
@@ -38,17 +43,22 @@ pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
     capture::set_debug(args.debug);
     let log = DebugLog::new(args.debug);
 
-    let process = args.pid.map(Process::open).transpose()?;
-    let executable = open_executable(args.elfpath.as_deref(), process.as_ref())?;
-    let analysis = gobin::analyze(&executable.map()?)
-        .map_err(|error| Failure::executable(executable.name(), error))?;
+    let Some(one) = args.selectors.one() else {
+        return many::run(args, mode, log);
+    };
+    if args.longest_hold.is_some() {
+        return wrong("--longest-hold is for captures of many programs: nothing is held for one");
+    }
+    let process = one.pid.map(Process::open).transpose()?;
+    let executable = open_executable(one.elfpath, process.as_ref())?;
+    let files = go_files(executable, process.as_ref())?;
     log.say("executable analysed");
 
     let command = Command {
         args,
+        one,
         mode,
-        executable: &executable,
-        analysis: &analysis,
+        files: &files,
         process: process.as_ref(),
         log,
     };
@@ -63,35 +73,35 @@ pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
 #[derive(Debug)]
 struct Command<'a> {
     args: &'a GotlsArgs,
+    one: One<'a>,
     mode: Mode,
-    executable: &'a Executable,
-    analysis: &'a Analysis,
+    /// What there is to capture from; at least one.
+    files: &'a [GoFile],
     process: Option<&'a Process>,
     log: DebugLog,
 }
 
 impl<'a> Command<'a> {
     fn plaintext(&self) -> Result<(), Failure> {
-        let plan = self
-            .analysis
-            .plan(self.args.read_site.into())
-            .map_err(|error| self.wrong_executable(error))?;
+        let preference = self.args.read_site.into();
+        let plans = self.plans(|analysis| FilePlans::plaintext(analysis, preference))?;
         let outputs = self.outputs()?;
-        let session = self.session(Duration::ZERO)?;
-        let probes = self.attach(Wanted::Plaintext(&plan), self.args.mapsize)?;
+        let session = self.session(Duration::ZERO, &plans)?;
+        let probes = self.attach(&plans, self.args.mapsize)?;
         self.capture(session, probes, outputs, Vec::new())
     }
 
     fn keylog(&self) -> Result<(), Failure> {
-        let plan = self.key_plan()?;
+        let plans = self.key_plans()?;
         let outputs = self.outputs()?;
-        let session = self.session(Duration::ZERO)?;
-        let probes = self.attach(Wanted::Keys(&plan), self.args.mapsize)?;
+        let session = self.session(Duration::ZERO, &plans)?;
+        let probes = self.attach(&plans, self.args.mapsize)?;
         self.capture(session, probes, outputs, Vec::new())
     }
 
     fn pcap(&self, filter: Option<String>) -> Result<(), Failure> {
-        let plan = self.key_plan()?;
+        let plans = self.key_plans()?;
+        let target = self.packet_target()?;
         let outputs = self.outputs()?;
         let options = PacketOptions {
             interfaces: pcap_mode::interfaces(self.args),
@@ -107,13 +117,9 @@ impl<'a> Command<'a> {
             hooks: None,
             uprobes: self.args.uprobes.into(),
         };
-        let target = self.analysis.entry_offset.map(|entry| PacketTarget {
-            executable: self.executable,
-            entry,
-        });
         // From here on a signal must not end us before everything is taken away again.
-        let session = self.session(LAST_PACKETS)?;
-        let keys = self.attach(Wanted::Keys(&plan), KEYS_KIB)?;
+        let session = self.session(LAST_PACKETS, &plans)?;
+        let keys = self.attach(&plans, KEYS_KIB)?;
         let packets = PacketCapture::attach(target, &options)?;
         pcap_mode::print_warnings(&packets);
         let interfaces = CapturedInterface::all(&packets, options.snaplen);
@@ -139,6 +145,12 @@ impl<'a> Command<'a> {
         interfaces: Vec<CapturedInterface>,
     ) -> Result<(), Failure> {
         let pipeline = outputs.begin(&self.args.output, &self.context(interfaces))?;
+        let known = KnownPlaces::default();
+        if let Some(pid) = self.one.pid {
+            // While we may look at its environment.
+            known.set(pid, Container::of_pid(pid));
+        }
+        let pipeline = pipeline.with_places(Places::new(known));
         match session.run(attached, pipeline)? {
             Some(outcome) => outcome.conclude(),
             None => Ok(()),
@@ -146,84 +158,135 @@ impl<'a> Command<'a> {
     }
 
     fn context(&self, interfaces: Vec<CapturedInterface>) -> Context {
+        let file = &self.files[0];
         Context {
             application: concat!("ecapture ", env!("CARGO_PKG_VERSION")).into(),
             hardware: std::env::consts::ARCH.into(),
             os: capture::operating_system(),
             mode: self.mode,
-            executable: self.executable.name().display().to_string(),
-            go_version: self.analysis.go_version().to_string(),
-            architecture: self.analysis.arch.to_string(),
-            pid: self.args.pid,
-            uid: self.args.uid,
+            executable: file.executable.name().display().to_string(),
+            go_version: file.analysis.go_version().to_string(),
+            architecture: file.analysis.arch.to_string(),
+            pid: self.one.pid,
+            uid: self.one.uid,
             bytes_per_call: self.args.tsize.filter(|&bytes| bytes > 0),
             started_ns: now_ns(),
             interfaces,
         }
     }
 
-    /// The plan for keys; what it can't give is said on stderr.
-    fn key_plan(&self) -> Result<KeyPlan, Failure> {
-        let plan = self
-            .analysis
-            .key_plan()
-            .map_err(|error| self.wrong_executable(error))?;
-        for note in keylog_mode::notes(&plan) {
-            log::line(&note);
+    /// Plans for all files; what they can't give is said on stderr.
+    fn plans(
+        &self,
+        plan: impl Fn(&Analysis) -> Result<(FilePlans, Vec<gobin::Error>), gobin::Error>,
+    ) -> Result<Plans<'a>, Failure> {
+        let (mut plans, mut refused) = (Vec::new(), Vec::new());
+        for file in self.files {
+            match plan(&file.analysis) {
+                Ok((planned, refusals)) => {
+                    plans.push((file, planned));
+                    refused.extend(refusals.into_iter().map(|error| (file, error)));
+                }
+                Err(error) => refused.push((file, error)),
+            }
         }
-        Ok(plan)
+        if plans.is_empty() {
+            let (file, error) = refused.swap_remove(0);
+            return Err(Failure::executable(file.executable.name(), error));
+        }
+        for (file, error) in refused {
+            let note = format!("note: {}: {error}", file.executable.name().display());
+            log::line(&escape_name(note.as_bytes()));
+        }
+        Ok(plans)
     }
 
-    fn attach(&self, wanted: Wanted<'_>, ring_kib: u64) -> Result<Probes, Failure> {
+    fn key_plans(&self) -> Result<Plans<'a>, Failure> {
+        let plans = self.plans(FilePlans::keys)?;
+        for note in plans
+            .iter()
+            .flat_map(|(_, plans)| keylog_mode::notes(plans))
+        {
+            log::line(&note);
+        }
+        Ok(plans)
+    }
+
+    /// The executable whose processes' packets are captured; `None` if it is one process's, whatever it
+    /// runs.
+    fn packet_target(&self) -> Result<Option<PacketTarget<'a>>, Failure> {
+        let file = &self.files[0];
+        let entry = file.analysis.entry_offset;
+        let entry = entry.filter(|_| file.analysis.build_mode != BuildMode::SharedLibrary);
+        if entry.is_none() && self.process.is_none() {
+            let name = file.executable.name().display();
+            return Err(Failure::WrongInput(anyhow!(
+                "{name}: a library, which does not tell whose packets to capture in pcap mode; \
+                 give --pid N of a process that has loaded it"
+            )));
+        }
+        Ok(entry.map(|entry| PacketTarget {
+            executable: &file.executable,
+            entry,
+        }))
+    }
+
+    fn attach(&self, plans: &Plans<'_>, ring_kib: u64) -> Result<Probes, Failure> {
         let options = Options {
             filters: self.filters(),
             bytes_per_call: self.args.tsize.filter(|&bytes| bytes > 0),
             ring_kib,
             uprobes: self.args.uprobes.into(),
         };
-        Ok(Probes::attach(self.executable, wanted, &options)?)
+        let parts: Vec<_> = plans
+            .iter()
+            .flat_map(|(file, plans)| plans.parts(&file.executable))
+            .collect();
+        Ok(Probes::attach(&parts, &options)?)
     }
 
     fn filters(&self) -> Filters {
         Filters {
-            pid: self.args.pid,
-            uid: self.args.uid,
+            pid: self.one.pid,
+            uid: self.one.uid,
         }
     }
 
-    fn session(&self, after_target: Duration) -> Result<Session<'a>, Failure> {
+    fn session(&self, after_targets: Duration, plans: &Plans<'_>) -> Result<Session<'a>, Failure> {
         let signals = Signals::catch()
             .context("catching signals")
             .map_err(Failure::Runtime)?;
         Ok(Session {
-            process: self.process,
-            after_target,
+            targets: self.process.map_or(&[], std::slice::from_ref),
+            after_targets,
             duration: self.args.duration,
-            description: self.describe(),
+            description: self.describe(plans),
             signals,
             log: self.log,
         })
     }
 
-    fn describe(&self) -> String {
-        let name = escape_name(self.executable.name().as_os_str().as_encoded_bytes());
-        let whom = match self.process {
-            Some(process) => format!("process {}, {name}", process.pid()),
-            None => name.into_owned(),
-        };
-        let analysis = self.analysis;
-        let (version, arch, abi) = (analysis.go_version(), analysis.arch, analysis.abi);
-        format!("{whom} ({version}, {arch}, {abi} ABI)")
+    fn describe(&self, plans: &Plans<'_>) -> String {
+        let files: Vec<_> = plans
+            .iter()
+            .map(|(file, plans)| file.describe(&plans.packages()))
+            .collect();
+        let files = files.join(" and ");
+        match self.process {
+            Some(process) => format!("process {}, {files}", process.pid()),
+            None => files,
+        }
     }
+}
 
-    fn wrong_executable(&self, error: gobin::Error) -> Failure {
-        Failure::executable(self.executable.name(), error)
-    }
+/// Where to probe which file; at least one.
+type Plans<'a> = Vec<(&'a GoFile, FilePlans)>;
+fn wrong(error: &str) -> Result<(), Failure> {
+    Err(Failure::WrongInput(anyhow!("{error}")))
 }
 
 /// An option that would do nothing is refused.
 fn check_combination(args: &GotlsArgs, mode: Mode) -> Result<(), Failure> {
-    let wrong = |error: &str| Err(Failure::WrongInput(anyhow!("{error}")));
     check_outputs(&args.output, mode)?;
     if args.tsize.is_some() && matches!(mode, Mode::Keylog | Mode::Pcap) {
         return wrong("--tsize is for text and plain mode, which show plaintext");

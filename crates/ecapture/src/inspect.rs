@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use capture::Executable;
 use gobin::{
     Analysis, Argument, EntryProbe, Error, FunctionReport, Linkage, Probes, ReadProbe,
-    ReadSitePreference, Site,
+    ReadSitePreference, Site, TlsPackage,
 };
 use serde_json::{Value, json};
 use trace::escape_name;
@@ -28,7 +28,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
     };
     output::print(&report).or_else(|error| Failure::output(error, &Destination::Stdout))?;
     analysis
-        .plan(ReadSitePreference::Auto)
+        .plans(ReadSitePreference::Auto)
         .map(drop)
         .map_err(wrong_executable)
 }
@@ -73,28 +73,32 @@ fn text(path: &str, analysis: &Analysis) -> String {
             table.text_start
         ),
     );
-    if !analysis.other_packages.is_empty() {
-        line(
-            "copies",
-            &format!("{} (not captured)", analysis.other_packages.join(", ")),
-        );
-    }
-    match analysis.plan(ReadSitePreference::Auto) {
+    match analysis.plans(ReadSitePreference::Auto) {
         Ok(_) => line("capture", "possible"),
-        Err(error) => {
-            line("capture", &format!("not possible: {error}"));
-            if matches!(error, Error::NoTls { .. }) {
-                return out; // The functions' reports would say the same five times.
-            }
-        }
+        Err(error) => line("capture", &format!("not possible: {error}")),
     }
-
-    line("connections", &connections(analysis));
     if analysis.goroutine_id.is_none() {
         line("goroutines", "their ids are not known");
     }
+    for package in analysis.packages() {
+        package_text(&mut out, package, analysis);
+    }
+    out
+}
 
-    for report in &analysis.functions {
+fn package_text(out: &mut String, package: &TlsPackage, analysis: &Analysis) {
+    // One line among the others, unless there are several packages.
+    if !analysis.copies.is_empty() {
+        out.push('\n');
+    }
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(out, "{name:<13} {}", escape_name(value.as_bytes()));
+    };
+    if !analysis.copies.is_empty() {
+        line("tls package", &tls_package(package));
+    }
+    line("connections", &connections(package));
+    for report in &package.functions {
         let _ = writeln!(out, "\n{}", escape_name(report.symbol.as_bytes()));
         match &report.code {
             Err(error) => {
@@ -106,16 +110,30 @@ fn text(path: &str, analysis: &Analysis) -> String {
                     "  code    {}-{}, file offset {}",
                     code.range.start, code.range.end, code.offset
                 );
-                probes_text(&mut out, report, analysis);
+                probes_text(out, report, analysis);
             }
         }
     }
-    out
+}
+
+/// Its import path, and whether it can be captured.
+fn tls_package(package: &TlsPackage) -> String {
+    let path = &package.import_path;
+    let what = if package.is_copy() {
+        format!("{path}, a copy of crypto/tls")
+    } else {
+        path.clone()
+    };
+    match package.plan(ReadSitePreference::Auto) {
+        Ok(_) => what,
+        Err(Error::NoTls) => format!("{what}, without connections"),
+        Err(error) => format!("{what}, can't be captured: {error}"),
+    }
 }
 
 /// Which connections' addresses can be told.
-fn connections(analysis: &Analysis) -> String {
-    match &analysis.connections {
+fn connections(package: &TlsPackage) -> String {
+    match &package.connections {
         Ok(plan) => {
             let wrappers: Vec<_> = plan.wrappers().map(|known| known.name.as_str()).collect();
             format!(
@@ -228,7 +246,8 @@ fn yes_no(yes: bool) -> &'static str {
 }
 
 fn json(path: &str, analysis: &Analysis) -> Value {
-    let plan = analysis.plan(ReadSitePreference::Auto);
+    let plan = analysis.plans(ReadSitePreference::Auto);
+    let crypto_tls = &analysis.crypto_tls;
     let info = &analysis.build_info;
     let table = &analysis.pclntab;
     json!({
@@ -251,22 +270,40 @@ fn json(path: &str, analysis: &Analysis) -> Value {
             "functions": table.functions,
             "text_start": table.text_start.0,
         },
-        "copies": analysis.other_packages,
+        "copies": analysis.copies.iter().map(|copy| copy_json(copy, analysis)).collect::<Vec<_>>(),
         "capture": plan.is_ok(),
         "refusal": plan.err().map(|error| error.to_string()),
-        "connections": match &analysis.connections {
-            Ok(plan) => json!({
-                "wrappers": plan.wrappers().map(|known| &known.name).collect::<Vec<_>>(),
-            }),
-            Err(error) => json!({"refusal": error.to_string()}),
-        },
+        "connections": connections_json(crypto_tls),
         "goroutine_ids": analysis.goroutine_id.is_some(),
-        "functions": analysis
-            .functions
-            .iter()
-            .map(|report| function_json(report, analysis))
-            .collect::<Vec<_>>(),
+        "functions": functions_json(crypto_tls, analysis),
     })
+}
+
+fn copy_json(copy: &TlsPackage, analysis: &Analysis) -> Value {
+    let plan = copy.plan(ReadSitePreference::Auto);
+    json!({
+        "import_path": copy.import_path,
+        "capture": plan.is_ok(),
+        "refusal": plan.err().map(|error| error.to_string()),
+        "connections": connections_json(copy),
+        "functions": functions_json(copy, analysis),
+    })
+}
+
+fn connections_json(package: &TlsPackage) -> Value {
+    match &package.connections {
+        Ok(plan) => json!({
+            "wrappers": plan.wrappers().map(|known| &known.name).collect::<Vec<_>>(),
+        }),
+        Err(error) => json!({"refusal": error.to_string()}),
+    }
+}
+
+fn functions_json(package: &TlsPackage, analysis: &Analysis) -> Vec<Value> {
+    let reports = package.functions.iter();
+    reports
+        .map(|report| function_json(report, analysis))
+        .collect()
 }
 
 fn function_json(report: &FunctionReport, analysis: &Analysis) -> Value {

@@ -9,6 +9,7 @@ use gobin::KeyPlan;
 use trace::{KeyLog, Timestamp, escape_name};
 
 use crate::failure::Failure;
+use crate::parts::FilePlans;
 use crate::pipeline::{Destination, Ending, Output};
 use crate::secret_file::{append_secrets, open};
 
@@ -42,9 +43,11 @@ impl Output for Keys {
         match record {
             Record::Key(key) => self.log.key(key),
             // Not probed for, but a recording may hold them.
-            Record::Connection(_) | Record::Data(_) | Record::Close(_) | Record::Packet(_) => {
-                Ok(())
-            }
+            Record::Connection(_)
+            | Record::Data(_)
+            | Record::Close(_)
+            | Record::Packet(_)
+            | Record::Process(_) => Ok(()),
         }
     }
 
@@ -70,7 +73,14 @@ impl Output for Keys {
 }
 
 /// What can't be had from an executable, for stderr.
-pub(crate) fn notes(plan: &KeyPlan) -> Vec<String> {
+pub(crate) fn notes(plans: &FilePlans) -> Vec<String> {
+    match plans {
+        FilePlans::Keys(plans) => plans.iter().flat_map(notes_on).collect(),
+        FilePlans::Plaintext(_) => Vec::new(),
+    }
+}
+
+fn notes_on(plan: &KeyPlan) -> Vec<String> {
     let note = |error: &gobin::Error, what: &str| {
         format!(
             "note: {what}: {}",

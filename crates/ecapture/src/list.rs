@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
-use capture::{Executable, Identity, ProcessInfo};
-use gobin::{Analysis, Error, ReadSitePreference};
+use capture::{Executable, Identity, Library, ProcessInfo};
+use gobin::{Analysis, CRYPTO_TLS, Error, ReadSitePreference};
 use serde_json::{Value, json};
 use trace::escape_name;
 
@@ -12,6 +13,7 @@ use crate::args::{Format, ListArgs};
 use crate::container::Container;
 use crate::failure::Failure;
 use crate::output;
+use crate::parts::analyze_library;
 use crate::pipeline::Destination;
 use crate::users::UserNames;
 
@@ -22,15 +24,37 @@ pub(crate) fn run(args: &ListArgs) -> Result<(), Failure> {
     let (mut asked_for, mut found) = (0, Vec::new());
     for process in &processes {
         let container = Container::of(process);
-        if !args.selectors.matches(process, container.as_ref()) {
-            continue;
-        }
-        asked_for += 1;
-        if let Some(verdict) = verdicts.of(process) {
-            found.push((process, container, verdict));
+        let libraries: Vec<_> = Library::of(process.pid)
+            .into_iter()
+            .filter(|library| {
+                let container = container.as_ref();
+                args.selectors
+                    .matches_with(process, container, Some(library))
+            })
+            .collect();
+        let is_meant = args.selectors.matches(process, container.as_ref());
+        asked_for += usize::from(is_meant || !libraries.is_empty());
+        let executable = is_meant.then(|| verdicts.of(process)).flatten();
+        let mut list = |verdict: Verdict, library| {
+            if args.all || verdict.has_tls {
+                let container = container.clone();
+                found.push(Found {
+                    process,
+                    container,
+                    verdict,
+                    library,
+                });
+            }
+        };
+        executable
+            .into_iter()
+            .for_each(|verdict| list(verdict, None));
+        for library in libraries {
+            if let Some(verdict) = verdicts.of_library(&library) {
+                list(verdict, Some(library.name));
+            }
         }
     }
-    found.retain(|(_, _, verdict)| args.all || verdict.has_tls);
 
     let users = UserNames::read();
     let report = match args.format {
@@ -61,27 +85,64 @@ pub(crate) fn run(args: &ListArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-type Found<'a> = (&'a ProcessInfo, Option<Container>, Verdict);
+/// A process with Go code, in its executable or in a library that it has mapped.
+struct Found<'a> {
+    process: &'a ProcessInfo,
+    container: Option<Container>,
+    verdict: Verdict,
+    library: Option<PathBuf>,
+}
+
+impl Found<'_> {
+    /// Whether it can be captured, where, and if that is not just crypto/tls, which packages.
+    fn capture(&self) -> String {
+        let mut text = match &self.verdict.refusal {
+            None => "yes".to_owned(),
+            Some(reason) => format!("no: {reason}"),
+        };
+        if let Some(library) = &self.library {
+            text += &format!(", in {}", library.display());
+        }
+        if self
+            .verdict
+            .packages
+            .iter()
+            .any(|package| package != CRYPTO_TLS)
+        {
+            text += &format!(": {}", self.verdict.packages.join(", "));
+        }
+        text
+    }
+}
 
 /// What an executable is.
 #[derive(Clone, Debug)]
-struct Verdict {
+pub(crate) struct Verdict {
     go_version: String,
     abi: String,
     build: String,
     has_tls: bool,
+    /// The import paths of the packages that can be captured.
+    packages: Vec<String>,
     /// Why it can't be captured.
     refusal: Option<String>,
 }
 
 impl Verdict {
     fn of(analysis: &Analysis) -> Self {
-        let refusal = analysis.plan(ReadSitePreference::Auto).err();
+        let (packages, refusal) = match analysis.plans(ReadSitePreference::Auto) {
+            Ok(plans) => (
+                plans.plans.into_iter().map(|plan| plan.package).collect(),
+                None,
+            ),
+            Err(error) => (Vec::new(), Some(error)),
+        };
         Self {
             go_version: analysis.go_version().as_str().into(),
             abi: analysis.abi.to_string(),
             build: analysis.build_mode.to_string(),
-            has_tls: !matches!(refusal, Some(Error::NoTls { .. })),
+            has_tls: !matches!(refusal, Some(Error::NoTls)),
+            packages,
             refusal: refusal.map(|error| error.to_string()),
         }
     }
@@ -98,23 +159,36 @@ impl Verdicts {
             .entry((process.identity, process.changed_ns))
             .or_insert_with(|| {
                 let executable = Executable::of_process(&process.open().ok()?).ok()?;
-                let analysis = gobin::analyze(&executable.map().ok()?);
-                match analysis {
-                    Ok(analysis) => Some(Verdict::of(&analysis)),
-                    Err(error) => refused(&error),
-                }
+                verdict(gobin::analyze(&executable.map().ok()?))
             })
+            .clone()
+    }
+
+    fn of_library(&mut self, library: &Library) -> Option<Verdict> {
+        self.0
+            .entry((library.identity, library.changed_ns))
+            .or_insert_with(|| verdict(analyze_library(&library.open_file().ok()?)?))
             .clone()
     }
 }
 
+fn verdict(analysis: Result<Analysis, Error>) -> Option<Verdict> {
+    match analysis {
+        Ok(analysis) => Some(Verdict::of(&analysis)),
+        Err(error) => refused(&error),
+    }
+}
+
 /// Something of Go that we can't make sense of is worth a line; another program is not.
-fn refused(error: &Error) -> Option<Verdict> {
+pub(crate) fn refused(error: &Error) -> Option<Verdict> {
     let go_version = match error {
         Error::NoPclntab { go_version } | Error::GoTooOld { go_version } => go_version.to_string(),
         Error::Gccgo => "gccgo".into(),
         Error::TinyGo => "TinyGo".into(),
-        Error::Packed { .. } | Error::NoGoVersion | Error::UnknownGoVersion { .. } => "?".into(),
+        Error::Packed { .. }
+        | Error::NoGoVersion
+        | Error::UnknownGoVersion { .. }
+        | Error::NamesNotFound => "?".into(),
         _ => return None,
     };
     Some(Verdict {
@@ -122,6 +196,7 @@ fn refused(error: &Error) -> Option<Verdict> {
         abi: "?".into(),
         build: "?".into(),
         has_tls: true,
+        packages: Vec::new(),
         refusal: Some(error.to_string()),
     })
 }
@@ -142,12 +217,10 @@ fn text(found: &[Found<'_>], users: &UserNames) -> String {
         return String::new();
     }
     let mut rows = vec![HEADINGS.map(str::to_owned)];
-    rows.extend(found.iter().map(|(process, container, verdict)| {
-        let container = container.as_ref().map_or("-", Container::short_id);
-        let capture = match &verdict.refusal {
-            None => "yes".to_owned(),
-            Some(reason) => format!("no: {reason}"),
-        };
+    rows.extend(found.iter().map(|found| {
+        let (process, verdict) = (found.process, &found.verdict);
+        let container = found.container.as_ref();
+        let container = container.map_or("-", Container::short_id);
         [
             process.pid.to_string(),
             users.of(process.uid),
@@ -156,7 +229,7 @@ fn text(found: &[Found<'_>], users: &UserNames) -> String {
             verdict.go_version.clone(),
             verdict.abi.clone(),
             verdict.build.clone(),
-            capture,
+            found.capture(),
         ]
         // What processes and executables say of themselves goes to a terminal.
         .map(|cell| escape_name(cell.as_bytes()).to_string())
@@ -178,7 +251,8 @@ fn text(found: &[Found<'_>], users: &UserNames) -> String {
     out
 }
 
-fn json((process, container, verdict): &Found<'_>, users: &UserNames) -> Value {
+fn json(found: &Found<'_>, users: &UserNames) -> Value {
+    let (process, verdict) = (found.process, &found.verdict);
     json!({
         "pid": process.pid,
         "uid": process.uid,
@@ -186,11 +260,13 @@ fn json((process, container, verdict): &Found<'_>, users: &UserNames) -> Value {
         "comm": String::from_utf8_lossy(&process.comm),
         "executable": process.executable.to_string_lossy(),
         "cgroup": process.cgroup.to_string_lossy(),
-        "container": container,
+        "container": found.container,
+        "library": found.library.as_ref().map(|path| path.to_string_lossy()),
         "go_version": verdict.go_version,
         "abi": verdict.abi,
         "build_mode": verdict.build,
         "tls": verdict.has_tls,
+        "packages": verdict.packages,
         "capture": verdict.refusal.is_none(),
         "refusal": verdict.refusal,
     })

@@ -3,7 +3,8 @@
 //! This binary is the command line and the wiring: `args` is what was typed, `gotls`, `inspect` and
 //! `replay` the commands, `text_mode`, `plain_mode`, `keylog_mode` and `pcap_mode` what can be made of records.
 //! `session` runs one capture: `consume` carries records to the `pipeline` of `outputs`, `supervise` waits for the
-//! end. Paths, colours, exit codes and signals live here and nowhere else.
+//! end. Paths, colours, exit codes and signals live here and nowhere else. `many` captures from
+//! many programs at once: `watch` waits for them to start, `programs` knows which are captured.
 #![forbid(unsafe_code)]
 
 mod args;
@@ -20,11 +21,16 @@ mod inspect;
 mod keylog_mode;
 mod list;
 mod log;
+mod many;
+mod missed;
 mod output;
 mod outputs;
+mod parts;
 mod pcap_mode;
 mod pipeline;
+mod places;
 mod plain_mode;
+mod programs;
 mod recorder;
 mod replay;
 mod secret_file;
@@ -33,6 +39,7 @@ mod session;
 mod supervise;
 mod text_mode;
 mod users;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -47,6 +54,7 @@ fn main() -> ExitCode {
         args::Command::Doctor(args) => doctor::run(&args),
         args::Command::List(args) => list::run(&args),
         args::Command::Generate(what) => generate::run(&what),
+        args::Command::ExecGate { milliseconds } => watch::guard(milliseconds),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -163,7 +163,9 @@ impl Output for PacketFile {
                     None => Ok(()),
                 }
             }
-            Record::Connection(_) | Record::Data(_) | Record::Close(_) => Ok(()),
+            Record::Connection(_) | Record::Data(_) | Record::Close(_) | Record::Process(_) => {
+                Ok(())
+            }
         }
     }
 

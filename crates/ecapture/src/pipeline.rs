@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use trace::Timestamp;
 
 use crate::event_output::EventAddress;
+use crate::places::Places;
 use crate::recorder::Recorder;
 
 /// What becomes of records.
@@ -97,6 +98,8 @@ pub(crate) struct WriteError {
 pub(crate) struct Pipeline {
     outputs: Vec<Box<dyn Output>>,
     recorder: Option<Recorder>,
+    /// Looks up where processes run, in a live capture.
+    places: Option<Places>,
     pub(crate) undecodable: u64,
     pub(crate) unknown_kinds: u64,
 }
@@ -106,9 +109,16 @@ impl Pipeline {
         Self {
             outputs,
             recorder,
+            places: None,
             undecodable: 0,
             unknown_kinds: 0,
         }
+    }
+
+    /// Tells the outputs where processes run, ahead of their connections.
+    pub(crate) fn with_places(mut self, places: Places) -> Self {
+        self.places = Some(places);
+        self
     }
 
     /// Where it all goes.
@@ -126,6 +136,7 @@ impl Pipeline {
     ) -> Result<(), WriteError> {
         match Record::decode_prefix(bytes) {
             Ok((record, length)) => {
+                self.place(&record, realtime_offset_ns)?;
                 self.recorded(|recorder| {
                     recorder.record(&bytes[..length], &record, realtime_offset_ns)
                 })?;
@@ -140,6 +151,18 @@ impl Pipeline {
                 self.recorded(|recorder| recorder.undecodable(bytes, realtime_offset_ns))
             }
         }
+    }
+
+    /// Says where the process runs whose connection is about to be told of, if that is news.
+    fn place(&mut self, record: &Record<'_>, realtime_offset_ns: i64) -> Result<(), WriteError> {
+        let (Some(places), Record::Connection(connection)) = (&mut self.places, record) else {
+            return Ok(());
+        };
+        let Some(news) = places.news(&connection.header) else {
+            return Ok(());
+        };
+        // A record that does not come from the ring buffer, but goes the same way.
+        self.record(&news, realtime_offset_ns)
     }
 
     /// Everything up to `now_ns` has been taken; see [`Output::turn`].

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use capture::ProcessInfo;
+use capture::{Identity, Library, ProcessInfo};
 use glob::Pattern;
 
 use crate::container::Container;
@@ -95,13 +95,66 @@ impl Selectors {
             && excluded_containers.is_empty()
     }
 
+    /// What is meant, if that is one executable, perhaps in one process or of one user.
+    pub(crate) fn one(&self) -> Option<One<'_>> {
+        let rest = Self {
+            pids: Vec::new(),
+            executables: Vec::new(),
+            users: Vec::new(),
+            ..self.clone()
+        };
+        let at_most_one =
+            self.pids.len() <= 1 && self.executables.len() <= 1 && self.users.len() <= 1;
+        let some = !self.pids.is_empty() || !self.executables.is_empty();
+        (rest.is_empty() && at_most_one && some).then(|| One {
+            pid: self.pids.first().copied(),
+            elfpath: self.executables.first().map(PathBuf::as_path),
+            uid: self.users.first().copied(),
+        })
+    }
+
+    /// Whether processes that run the same executable are to be told apart.
+    pub(crate) fn are_about_processes(&self) -> bool {
+        let executables_only = Self {
+            executables: Vec::new(),
+            excluded_executables: Vec::new(),
+            ..self.clone()
+        };
+        !executables_only.is_empty()
+    }
+
+    /// Whether some process could be meant that runs a program, of which no more is known.
+    pub(crate) fn may_mean(&self, program: &ProcessInfo) -> bool {
+        let about_programs = Self {
+            executables: self.executables.clone(),
+            names: self.names.clone(),
+            excluded_executables: self.excluded_executables.clone(),
+            excluded_names: self.excluded_names.clone(),
+            ..Self::default()
+        };
+        about_programs.matches(program, None)
+    }
+
     /// Whether a process is meant.
     pub(crate) fn matches(&self, process: &ProcessInfo, container: Option<&Container>) -> bool {
+        self.matches_with(process, container, None)
+    }
+
+    /// Whether a library that a process has mapped is meant: its own path counts like the executable's.
+    pub(crate) fn matches_with(
+        &self,
+        process: &ProcessInfo,
+        container: Option<&Container>,
+        library: Option<&Library>,
+    ) -> bool {
         let in_cgroup = |cgroup: &PathBuf| process.cgroup.starts_with(cgroup);
         let in_container =
             |name: &String| container.is_some_and(|container| container.is_called(name));
         let named = |pattern: &Pattern| is_named(process, pattern);
-        let running = |path: &PathBuf| runs(process, path);
+        let running = |path: &PathBuf| {
+            let mapped = |library: &Library| is_file(path, library.identity, &library.name);
+            is_file(path, process.identity, &process.executable) || library.is_some_and(mapped)
+        };
 
         any_or_none(&self.pids, |&pid| pid == process.pid)
             && any_or_none(&self.executables, running)
@@ -118,6 +171,14 @@ impl Selectors {
     }
 }
 
+/// One executable, given by its path or by a process that runs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct One<'a> {
+    pub(crate) pid: Option<u32>,
+    pub(crate) elfpath: Option<&'a Path>,
+    pub(crate) uid: Option<u32>,
+}
+
 /// Nothing asked for is everything.
 fn any_or_none<T>(wanted: &[T], is_it: impl FnMut(&T) -> bool) -> bool {
     wanted.is_empty() || wanted.iter().any(is_it)
@@ -132,12 +193,11 @@ fn is_named(process: &ProcessInfo, pattern: &Pattern) -> bool {
         || file.is_some_and(|name| pattern.matches(&name))
 }
 
-/// The file at `path` now, or what was there when the process began.
-fn runs(process: &ProcessInfo, path: &Path) -> bool {
-    let same_file = fs::metadata(path).is_ok_and(|file| {
-        file.dev() == process.identity.device && file.ino() == process.identity.inode
-    });
-    same_file || process.executable == path
+/// Whether a file that a process uses is the one at `path` now, or was there when the process began.
+fn is_file(path: &Path, identity: Identity, name: &Path) -> bool {
+    let same_file = fs::metadata(path)
+        .is_ok_and(|file| file.dev() == identity.device && file.ino() == identity.inode);
+    same_file || name == path
 }
 
 /// A path in the cgroup filesystem, or from the root of the hierarchy: the latter.
@@ -158,7 +218,6 @@ fn cgroup(text: &str) -> Result<PathBuf, String> {
 
 #[cfg(test)]
 mod tests {
-    use capture::Identity;
     use clap::Parser;
 
     use super::*;
@@ -188,6 +247,32 @@ mod tests {
         };
         let line = Line::try_parse_from(["x"].into_iter().chain(line.split_whitespace()));
         line.unwrap().selectors.matches(&process, Some(&container))
+    }
+
+    fn selectors(line: &str) -> Selectors {
+        let line = Line::try_parse_from(["x"].into_iter().chain(line.split_whitespace()));
+        line.unwrap().selectors
+    }
+
+    #[test]
+    fn one_executable_is_told_from_many() {
+        for line in ["-e /a", "-p 1", "-e /a -p 1 -u 0"] {
+            assert!(selectors(line).one().is_some(), "{line}");
+        }
+        for line in [
+            "",
+            "-u 0",
+            "-e /a -e /b",
+            "-p 1 -p 2",
+            "-p 1 --comm x",
+            "-e /a --exclude-pid 1",
+        ] {
+            assert!(selectors(line).one().is_none(), "{line}");
+        }
+        for line in ["", "-e /a -e /b", "-e /a --exclude-elfpath /b"] {
+            assert!(!selectors(line).are_about_processes(), "{line}");
+        }
+        assert!(selectors("-e /a --exclude-pid 1").are_about_processes());
     }
 
     #[test]

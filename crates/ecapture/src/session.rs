@@ -61,10 +61,10 @@ impl Attached for Probes {
 /// Until when to capture, and what to say about it.
 #[derive(Debug)]
 pub(crate) struct Session<'a> {
-    /// Its end is the capture's end.
-    pub(crate) process: Option<&'a Process>,
-    /// How long to go on once it has ended: its last packets are still to come.
-    pub(crate) after_target: Duration,
+    /// The capture ends when the last one of them does; if there are none, it goes on.
+    pub(crate) targets: &'a [Process],
+    /// How long to go on then: their last packets are still to come.
+    pub(crate) after_targets: Duration,
     pub(crate) duration: Option<Duration>,
     /// For the line that says that everything is in place.
     pub(crate) description: String,
@@ -104,18 +104,18 @@ impl Session<'_> {
             .map_err(Failure::Runtime)?;
         attached.give_up_privileges()?;
 
-        let target = self.process.map(AsFd::as_fd);
+        let targets: Vec<_> = self.targets.iter().map(AsFd::as_fd).collect();
         let stdout = destinations.contains(&Destination::Stdout).then(io::stdout);
         let stdout = stdout.as_ref().map(AsFd::as_fd);
         let signals = &mut self.signals;
-        let mut wait = |target, duration| {
-            wait_for_end(signals, target, stdout, alive.as_fd(), duration)
+        let mut wait = |targets, duration| {
+            wait_for_end(signals, targets, stdout, alive.as_fd(), duration)
                 .context("waiting")
                 .map_err(Failure::Runtime)
         };
-        let mut end = wait(target, self.duration)?;
-        if end == End::TargetEnded && !self.after_target.is_zero() {
-            end = wait(None, Some(self.after_target))?;
+        let mut end = wait(targets, self.duration)?;
+        if end == End::TargetsEnded && !self.after_targets.is_zero() {
+            end = wait(Vec::new(), Some(self.after_targets))?;
         }
         self.log.say(&format!("end: {end:?}"));
         attached.detach();

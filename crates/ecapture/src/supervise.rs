@@ -1,4 +1,4 @@
-//! Waits for the reason to end: a signal, the time, the target's end, or the output's.
+//! Waits for the reason to end: a signal, the time, the targets' end, or the output's.
 
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
@@ -13,7 +13,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 pub(crate) enum End {
     Signal,
     TimeIsUp,
-    TargetEnded,
+    TargetsEnded,
     /// The consumer gave up: the output failed, or its reader went away.
     ConsumerEnded,
     /// Nobody reads standard output any more.
@@ -41,11 +41,11 @@ impl Signals {
     }
 }
 
-/// Waits until there is a reason to end the capture: `target` becomes readable at its end, `stdout` is
-/// given if that is the output.
+/// Waits until there is a reason to end the capture, such as that all `targets` have ended, each of which
+/// becomes readable then; `stdout` is given if that is the output.
 pub(crate) fn wait_for_end(
     signals: &mut Signals,
-    target: Option<BorrowedFd<'_>>,
+    mut targets: Vec<BorrowedFd<'_>>,
     stdout: Option<BorrowedFd<'_>>,
     consumer: BorrowedFd<'_>,
     duration: Option<Duration>,
@@ -64,7 +64,8 @@ pub(crate) fn wait_for_end(
         };
         // Asked for nothing, poll still reports an error: the pipe's reader is gone.
         let stdout = add(stdout, PollFlags::empty());
-        let target = add(target, PollFlags::IN);
+        // Those that have ended stay readable, so one at a time will do.
+        let target = add(targets.last().copied(), PollFlags::IN);
         if !wait(&mut descriptors, deadline)? {
             return Ok(End::TimeIsUp);
         }
@@ -80,7 +81,10 @@ pub(crate) fn wait_for_end(
             return Ok(End::OutputClosed);
         }
         if target.is_some_and(ready) {
-            return Ok(End::TargetEnded);
+            targets.pop();
+            if targets.is_empty() {
+                return Ok(End::TargetsEnded);
+            }
         }
     }
 }

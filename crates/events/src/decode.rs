@@ -76,6 +76,7 @@ impl<'a> Reader<'a> {
             layout::RECORD_DATA => self.data(header).map(Record::Data),
             layout::RECORD_CLOSE => self.close(header).map(Record::Close),
             layout::RECORD_KEY => self.key(header).map(Record::Key),
+            layout::RECORD_PROCESS => self.process(header).map(Record::Process),
             value => Err(DecodeError::UnknownValue { field: KIND, value }),
         }
     }
@@ -297,6 +298,29 @@ impl<'a> Reader<'a> {
         })
     }
 
+    fn process(&mut self, header: Header) -> Result<ProcessRecord<'a>, DecodeError> {
+        let mut lengths = [0; 5];
+        for length in &mut lengths {
+            *length = self.u16()?;
+        }
+        self.array::<6>()?;
+        let mut texts = [&[][..]; 5];
+        for (text, length) in texts.iter_mut().zip(lengths) {
+            *text = self.slice(length.into())?;
+        }
+        let [id, runtime, pod_uid, pod, namespace] = texts;
+        Ok(ProcessRecord {
+            header,
+            container: Container {
+                id,
+                runtime,
+                pod_uid,
+                pod,
+                namespace,
+            },
+        })
+    }
+
     fn u8(&mut self) -> Result<u8, DecodeError> {
         self.array().map(u8::from_ne_bytes)
     }
@@ -333,6 +357,33 @@ impl<'a> Reader<'a> {
             have: self.bytes.len(),
             need: self.position.saturating_add(length),
         }
+    }
+}
+
+impl ProcessRecord<'_> {
+    /// The bytes of the record, as [`Record::decode`] reads them. Texts that are longer than 65535 bytes are
+    /// cut.
+    pub fn encode(&self) -> Vec<u8> {
+        let header = &self.header;
+        let mut bytes = Vec::new();
+        for number in [header.time_ns, header.conn, header.first_seen_ns] {
+            bytes.extend(number.to_le_bytes());
+        }
+        for number in [header.pid, header.tid] {
+            bytes.extend(number.to_le_bytes());
+        }
+        bytes.extend(header.comm);
+        bytes.extend([layout::RECORD_PROCESS, 0, 0, 0, 0, 0, 0, 0]);
+        let length = |text: &[u8]| u16::try_from(text.len()).unwrap_or(u16::MAX);
+        let texts = self.container.texts();
+        for text in texts {
+            bytes.extend(length(text).to_le_bytes());
+        }
+        bytes.extend([0; 6]);
+        for text in texts {
+            bytes.extend(&text[..length(text).into()]);
+        }
+        bytes
     }
 }
 
@@ -395,6 +446,34 @@ mod tests {
         bytes.extend([1, missing, 0, 0, 0, 0, 0, 0]);
         bytes.extend(payload);
         bytes
+    }
+
+    #[test]
+    fn process_record_is_decoded_as_it_was_encoded() {
+        let record = ProcessRecord {
+            header: Header {
+                time_ns: 1,
+                conn: 0,
+                first_seen_ns: 0,
+                pid: 4,
+                tid: 5,
+                comm: *b"caddy\0\0\0\0\0\0\0\0\0\0\0",
+            },
+            container: Container {
+                id: b"3f4e",
+                pod: b"web-0",
+                namespace: b"\xff shop",
+                ..Container::default()
+            },
+        };
+        let bytes = record.encode();
+        assert_eq!(
+            Record::decode_prefix(&bytes),
+            Ok((Record::Process(record), bytes.len()))
+        );
+        for length in 0..bytes.len() {
+            assert!(Record::decode(&bytes[..length]).is_err(), "{length}");
+        }
     }
 
     #[test]

@@ -145,3 +145,5 @@ pub const RECORD_KEY: u8 = 3;
 pub const RECORD_PACKET: u8 = 4;
 /// `enum record_kind`: `RECORD_CONNECTION`
 pub const RECORD_CONNECTION: u8 = 5;
+/// `enum record_kind`: `RECORD_PROCESS`
+pub const RECORD_PROCESS: u8 = 6;

@@ -13,6 +13,7 @@ mod record;
 pub use decode::DecodeError;
 pub use layout::LAYOUT_VERSION;
 pub use record::{
-    Address, Agreed, CloseCause, CloseRecord, ConnectionRecord, DataRecord, Direction, Header,
-    KeyRecord, Missing, PacketDirection, PacketProcess, PacketRecord, Record, Role,
+    Address, Agreed, CloseCause, CloseRecord, ConnectionRecord, Container, DataRecord, Direction,
+    Header, KeyRecord, Missing, PacketDirection, PacketProcess, PacketRecord, ProcessRecord,
+    Record, Role,
 };

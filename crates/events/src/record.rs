@@ -186,6 +186,43 @@ pub struct ConnectionRecord<'a> {
     pub agreed: Option<Agreed<'a>>,
 }
 
+/// A container, and what is known of the pod that it belongs to. None of it is necessarily text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Container<'a> {
+    /// Its id; empty if the process is in no container.
+    pub id: &'a [u8],
+    /// Who runs it: `docker`, `containerd`, …; empty if that is not known, as everything below.
+    pub runtime: &'a [u8],
+    /// Kubernetes' unique id of the pod.
+    pub pod_uid: &'a [u8],
+    /// The pod's name.
+    pub pod: &'a [u8],
+    /// The pod's namespace.
+    pub namespace: &'a [u8],
+}
+
+impl<'a> Container<'a> {
+    pub(crate) fn texts(&self) -> [&'a [u8]; 5] {
+        [
+            self.id,
+            self.runtime,
+            self.pod_uid,
+            self.pod,
+            self.namespace,
+        ]
+    }
+}
+
+/// Where a process runs, as user space found out. Comes ahead of a connection of the process, and is true
+/// until another one comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessRecord<'a> {
+    /// Which process, and when it was looked at; no connection.
+    pub header: Header,
+    /// In which container it is.
+    pub container: Container<'a>,
+}
+
 /// A process that owns one end of a packet's flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PacketProcess {
@@ -273,6 +310,8 @@ pub enum Record<'a> {
     Key(KeyRecord<'a>),
     /// A packet.
     Packet(PacketRecord<'a>),
+    /// Where a process runs.
+    Process(ProcessRecord<'a>),
 }
 
 impl<'a> Record<'a> {
@@ -283,6 +322,7 @@ impl<'a> Record<'a> {
             Self::Data(record) => Some(&record.header),
             Self::Close(record) => Some(&record.header),
             Self::Key(record) => Some(&record.header),
+            Self::Process(record) => Some(&record.header),
             Self::Packet(_) => None,
         }
     }
@@ -295,6 +335,7 @@ impl<'a> Record<'a> {
             Self::Close(record) => record.header.time_ns,
             Self::Key(record) => record.header.time_ns,
             Self::Packet(record) => record.time_ns,
+            Self::Process(record) => record.header.time_ns,
         }
     }
 }

@@ -134,18 +134,19 @@ pub enum Error {
         go_version: GoVersion,
     },
 
-    /// A Go program into which the package was not linked.
+    /// A Go program into which TLS was not linked.
     #[error(
-        "a Go program without {package}: neither (*Conn).Read nor (*Conn).writeRecordLocked is \
-         linked in, so it speaks no TLS through that package and there is nothing to capture{}",
-        hint(copies)
+        "a Go program without crypto/tls: neither (*Conn).Read nor (*Conn).writeRecordLocked of it \
+         or of a copy of it is linked in, so there is no TLS to capture"
     )]
-    NoTls {
-        /// The import path that was looked for.
-        package: String,
-        /// The import paths of packages that have the same functions.
-        copies: Vec<String>,
-    },
+    NoTls,
+
+    /// A Go program that has TLS, but not the names of its functions.
+    #[error(
+        "Go, names not found: by its messages, crypto/tls or a copy is in there, but functions were \
+         renamed (as garble does) or their table is gone; capture a build without that"
+    )]
+    NamesNotFound,
 
     /// The function is not in the function table.
     #[error("no function {symbol} in the function table: not linked in, or inlined everywhere")]
@@ -188,12 +189,4 @@ pub enum Error {
         /// The machine.
         arch: Arch,
     },
-}
-
-/// Names the packages that could be meant instead.
-fn hint(copies: &[String]) -> String {
-    match copies {
-        [] => String::new(),
-        copies => format!("; but it has a copy of that package: {}", copies.join(", ")),
-    }
 }

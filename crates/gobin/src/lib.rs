@@ -8,8 +8,9 @@
 //! ```no_run
 //! let bytes = std::fs::read("/usr/bin/caddy")?;
 //! let analysis = gobin::analyze(&bytes)?;
-//! let plan = analysis.plan(gobin::ReadSitePreference::Auto)?;
-//! println!("{}: write probe at {}", plan.go_version, plan.write.site.offset);
+//! for plan in analysis.plans(gobin::ReadSitePreference::Auto)?.plans {
+//!     println!("{}: write probe at {}", plan.package, plan.write.site.offset);
+//! }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 #![forbid(unsafe_code)]
@@ -26,27 +27,28 @@ mod connection;
 pub mod elf;
 mod error;
 mod moduledata;
+mod package;
 mod pclntab;
 mod plan;
 mod rtype;
 mod sites;
+mod unnamed;
 mod version;
 
 pub use abi::{Abi, Arch};
 pub use address::{FileOffset, Vaddr};
-pub use analysis::{
-    Analysis, BuildMode, CRYPTO_TLS, FunctionCode, FunctionReport, Linkage, PclntabSummary, Probes,
-    analyze, analyze_package,
-};
+pub use analysis::{Analysis, BuildMode, Linkage, PclntabSummary, analyze};
 pub use buildinfo::BuildInfo;
 pub use connection::{
     ConnectionPlan, DynamicType, SocketLayout, TcpAddrLayout, TlsConnLayout, TypeRole,
 };
 pub use error::{Error, Table};
 pub use moduledata::Located;
+pub use package::{CRYPTO_TLS, FunctionCode, FunctionReport, Probes, TlsPackage};
 pub use pclntab::Generation;
 pub use plan::{
-    Argument, EntryProbe, Function, KeyPlan, Location, ProbePlan, ReadProbe, ReadSitePreference,
-    Site, SiteKind,
+    Argument, EntryProbe, Function, KeyPlan, Location, Plans, ProbePlan, ReadProbe,
+    ReadSitePreference, Site, SiteKind,
 };
+pub use unnamed::has_go_sections;
 pub use version::{GoVersion, ParseGoVersionError, Stage};

@@ -13,6 +13,10 @@ use crate::{Arch, Vaddr};
 const MAX_NAME: usize = 64 << 10;
 /// How often a name is looked at as the tail of others before it is given up.
 const MAX_NAME_OFFSETS: usize = 16;
+/// What is wrong with tables of other generations, and with those whose magic number was changed.
+pub(crate) const UNKNOWN_MAGIC: &str = "its magic number is unknown";
+/// Longer import paths are not looked for.
+const MAX_PREFIX: usize = 1024;
 /// The largest Go programs known have under a million functions.
 const MAX_FUNCTIONS: u64 = 16 << 20;
 
@@ -85,8 +89,8 @@ impl<'data> Header<'data> {
         arch: Arch,
     ) -> Result<Self, &'static str> {
         const CUT: &str = "its header is cut off";
-        let generation = Generation::from_magic(u32_at(bytes, 0).ok_or(CUT)?)
-            .ok_or("its magic number is unknown")?;
+        let generation =
+            Generation::from_magic(u32_at(bytes, 0).ok_or(CUT)?).ok_or(UNKNOWN_MAGIC)?;
         let quantum = match arch {
             Arch::Amd64 => 1,
             Arch::Arm64 => 4,
@@ -303,19 +307,43 @@ impl<'data> Pclntab<'data> {
         found
     }
 
-    /// The import paths of packages that have a function whose name ends in `.{suffix}`, such as
-    /// `(*Conn).writeRecordLocked` for copies of `crypto/tls`.
-    pub(crate) fn packages_with(&self, suffix: &str) -> Vec<String> {
-        let needle = [b".", suffix.as_bytes(), b"\0"].concat();
-        memchr::memmem::find_iter(self.header.names, &needle)
-            .take(MAX_NAME_OFFSETS)
-            .filter_map(|end| {
-                let before = self.header.names.get(..end)?;
-                let before = before.get(before.len().saturating_sub(1024)..)?;
-                let start = memchr::memrchr(0, before).map_or(0, |nul| nul + 1);
-                Some(String::from_utf8_lossy(before.get(start..)?).into_owned())
-            })
-            .collect()
+    /// What the names of functions begin with that end in a dot and one of these: import paths, in the
+    /// form that names have, of packages with such functions. Each once, at most 16.
+    pub(crate) fn prefixes_of(&self, ends: &[&str]) -> Vec<String> {
+        let mut prefixes = Vec::new();
+        for end in ends {
+            let needle = [b".", end.as_bytes(), b"\0"].concat();
+            let hits = memchr::memmem::find_iter(self.header.names, &needle);
+            for prefix in hits.take(MAX_NAME_OFFSETS).filter_map(|at| self.prefix(at)) {
+                if !prefixes.contains(&prefix) && prefixes.len() < MAX_NAME_OFFSETS {
+                    prefixes.push(prefix);
+                }
+            }
+        }
+        prefixes
+    }
+
+    /// What stands in the names up to `end`, in the name that goes on there.
+    fn prefix(&self, end: usize) -> Option<String> {
+        let nearest = end.saturating_sub(MAX_PREFIX);
+        let before = self.header.names.get(nearest..end)?;
+        let start = match self.header.generation {
+            // Names lie between other data, which need not end with a zero: see which one is meant.
+            Generation::Go12 => {
+                let offsets = (0..self.header.functions).filter_map(|n| self.header.name_offset(n));
+                let mut offsets = offsets.map(|offset| offset as usize);
+                let mut starts = offsets
+                    .by_ref()
+                    .filter(|offset| (nearest..end).contains(offset));
+                starts.find(|&start| {
+                    let name = self.header.names.get(start..end);
+                    name.is_some_and(|name| memchr::memchr(0, name).is_none())
+                })?
+            }
+            _ => nearest + memchr::memrchr(0, before).map_or(0, |nul| nul + 1),
+        };
+        let prefix = self.header.names.get(start..end)?;
+        Some(String::from_utf8_lossy(prefix).into_owned())
     }
 }
 
@@ -446,12 +474,11 @@ mod tests {
             );
             assert_eq!(pclntab.name_of_function_at(Vaddr(0x1011)), None);
             assert_eq!(pclntab.name_of_function_at(Vaddr(0x1040)), None);
-            if generation != Generation::Go12 {
-                assert_eq!(
-                    pclntab.packages_with("x"),
-                    ["vendor/crypto/tls", "crypto/tls"]
-                );
-            }
+            assert_eq!(
+                pclntab.prefixes_of(&["x"]),
+                ["vendor/crypto/tls", "crypto/tls"],
+                "{generation}"
+            );
         }
     }
 
@@ -480,7 +507,7 @@ mod tests {
                 let pclntab = Pclntab::new(header, Vaddr(u64::MAX - 0x1000));
                 let _ = pclntab.find(["crypto/tls.x", "b.last"]);
                 let _ = pclntab.name_of_function_at(Vaddr(0x1010));
-                let _ = pclntab.packages_with("x");
+                let _ = pclntab.prefixes_of(&["x"]);
             }
         }
     }

@@ -201,6 +201,9 @@ pub enum ReadSitePreference {
 /// All that capturing plaintext needs to know of one executable.
 #[derive(Clone, Debug)]
 pub struct ProbePlan {
+    /// The import path of the package, `crypto/tls` or a copy's. From an untrusted file: escape before
+    /// printing.
+    pub package: String,
     /// The machine it runs on.
     pub arch: Arch,
     /// How arguments are passed.
@@ -222,6 +225,8 @@ pub struct ProbePlan {
 /// All that capturing keys needs to know of one executable. At least one of the probes is there.
 #[derive(Clone, Debug)]
 pub struct KeyPlan {
+    /// The import path of the package, as in a [`ProbePlan`].
+    pub package: String,
     /// The machine it runs on.
     pub arch: Arch,
     /// How arguments are passed.
@@ -232,6 +237,15 @@ pub struct KeyPlan {
     /// `keysFromMasterSecret`, or why it can't be probed: all keys before TLS 1.3, those of resumed
     /// sessions among them.
     pub master_secret: Result<EntryProbe, Error>,
+}
+
+/// What can be probed of an executable's TLS packages, and why the rest can't.
+#[derive(Clone, Debug)]
+pub struct Plans<P> {
+    /// One for each package; at least one.
+    pub plans: Vec<P>,
+    /// Of packages that can't be probed.
+    pub refusals: Vec<Error>,
 }
 
 #[cfg(test)]

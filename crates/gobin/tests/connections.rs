@@ -99,7 +99,7 @@ impl Dwarf {
 }
 
 fn plan(binary: &Binary) -> ConnectionPlan {
-    let connections = binary.analysis().connections;
+    let connections = binary.analysis().crypto_tls.connections;
     connections.unwrap_or_else(|error| panic!("{binary}: {error}"))
 }
 
@@ -263,7 +263,7 @@ fn damaged_type_descriptors_never_panic() {
                 for value in [0, 0xff, original[place] ^ 0x18] {
                     bytes[place] = value;
                     if let Ok(analysis) = gobin::analyze(&bytes)
-                        && let Ok(plan) = analysis.connections
+                        && let Ok(plan) = analysis.crypto_tls.connections
                     {
                         assert!(plan.types.len() <= ConnectionPlan::TYPES_MAX, "{binary}");
                     }
@@ -278,7 +278,7 @@ fn damaged_type_descriptors_never_panic() {
 #[ignore = "needs the test binaries: run `cargo xtask test`"]
 fn a_program_without_tls_has_no_connections_to_tell_of() {
     for binary in binaries("notls") {
-        let error = binary.analysis().connections.unwrap_err();
+        let error = binary.analysis().crypto_tls.connections.unwrap_err();
         assert!(error.to_string().contains("Conn is missing"), "{error}");
     }
 }

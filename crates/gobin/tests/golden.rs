@@ -104,6 +104,7 @@ fn kind_name(kind: SiteKind) -> String {
 
 fn plan(binary: &Binary, analysis: &Analysis, preference: ReadSitePreference) -> ProbePlan {
     analysis
+        .crypto_tls
         .plan(preference)
         .unwrap_or_else(|error| panic!("{binary}: {error}"))
 }
@@ -129,7 +130,8 @@ fn expected_entry(binary: &Binary, function: Function) -> Option<Vec<u64>> {
 }
 
 fn check_entry(binary: &Binary, analysis: &Analysis, function: Function, probe: &EntryProbe) {
-    let code = analysis.function(function).unwrap().code.as_ref().unwrap();
+    let report = analysis.crypto_tls.function(function);
+    let code = report.unwrap().code.as_ref().unwrap();
     let listing = objdump(binary, &code.range);
     check_site(binary, &probe.site, &listing);
     let kind = match (binary.arch(), binary.minor()) {
@@ -175,6 +177,7 @@ fn every_site_is_the_instruction_that_objdump_shows() {
         let analysis = binary.analysis();
         let plan = plan(&binary, &analysis, ReadSitePreference::Auto);
         let keys = analysis
+            .crypto_tls
             .key_plan()
             .unwrap_or_else(|error| panic!("{binary}: {error}"));
         let ok = |probe: &Result<EntryProbe, Error>| {
@@ -192,10 +195,12 @@ fn every_site_is_the_instruction_that_objdump_shows() {
             check_offset(&binary, &probe.site, &bytes, &elf);
         }
         let returns = analysis
+            .crypto_tls
             .plan(ReadSitePreference::Returns)
             .unwrap_or_else(|error| panic!("{binary}: {error}"))
             .read;
         let read_code = analysis
+            .crypto_tls
             .function(Function::Read)
             .unwrap()
             .code
@@ -256,6 +261,7 @@ fn the_receiver_is_read_from_the_slot_that_the_plan_names() {
             continue;
         };
         let code = analysis
+            .crypto_tls
             .function(Function::Read)
             .unwrap()
             .code
@@ -319,15 +325,11 @@ fn what_inspect_prints_is_right() {
                 "{binary}"
             );
         }
-        assert!(
-            analysis.other_packages.is_empty(),
-            "{binary}: {:?}",
-            analysis.other_packages
-        );
+        assert!(analysis.copies.is_empty(), "{binary}");
         // pclntab and symbol table agree.
         let symbols = symbols(&binary);
         assert_eq!(symbols.is_empty(), analysis.stripped, "{binary}");
-        for report in &analysis.functions {
+        for report in &analysis.crypto_tls.functions {
             let start = report.code.as_ref().unwrap().range.start;
             if let Some(&address) = symbols.get(&report.symbol) {
                 assert_eq!(address, start.0, "{binary}: {}", report.symbol);
@@ -343,15 +345,8 @@ fn what_inspect_prints_is_right() {
 fn a_program_without_tls_says_so() {
     for binary in binaries("notls") {
         let analysis = binary.analysis();
-        let error = analysis.plan(ReadSitePreference::Auto).unwrap_err();
-        assert_eq!(
-            error,
-            Error::NoTls {
-                package: "crypto/tls".into(),
-                copies: vec![]
-            },
-            "{binary}"
-        );
+        let error = analysis.plans(ReadSitePreference::Auto).unwrap_err();
+        assert_eq!(error, Error::NoTls, "{binary}");
     }
 }
 
@@ -416,7 +411,7 @@ fn damaged_binaries_never_panic() {
         let mut places: Vec<u64> = (0..512).collect();
         let table = analysis.pclntab.offset.0;
         places.extend((0..96).map(|at| table + at));
-        for report in &analysis.functions {
+        for report in &analysis.crypto_tls.functions {
             let code = report.code.as_ref().unwrap();
             places.extend((0..160).map(|at| code.offset.0 + at * 3));
         }
@@ -425,7 +420,8 @@ fn damaged_binaries_never_panic() {
             let place = usize::try_from(place).unwrap();
             let value = [0xff, 0x00, 0x7f, 0xc3, original[place] ^ 0x10][turn % 5];
             bytes[place] = value;
-            if let Ok(plan) = gobin::analyze(&bytes).and_then(|a| a.plan(ReadSitePreference::Auto))
+            if let Ok(plan) =
+                gobin::analyze(&bytes).and_then(|a| a.crypto_tls.plan(ReadSitePreference::Auto))
             {
                 for site in plan.read.sites().iter().chain([&plan.write.site]) {
                     assert!((site.offset.0 as usize) < bytes.len(), "{binary}");

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use events::{Address, Agreed, CloseCause, Direction};
+use events::{Address, Agreed, CloseCause, Container, Direction};
 use protocol::Notice;
 
 use crate::Timestamp;
@@ -65,6 +65,8 @@ pub struct Opened<'a> {
     pub remote: Option<Address<'a>>,
     /// What the handshake led to, if that is known.
     pub agreed: Option<Agreed<'a>>,
+    /// In which container the process is, if it is in one that is known.
+    pub container: Option<Container<'a>>,
 }
 
 /// The end of a connection.

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io::{self, Write};
 
 use base64_simd::{Out, STANDARD};
-use events::CloseCause;
+use events::{CloseCause, Container};
 use protocol::Notice;
 use serde::Serialize;
 
@@ -234,7 +234,25 @@ impl<W: Write> JsonSink<W> {
                 }
             }
         }
+        if let Some(container) = &opened.container {
+            self.container(container)?;
+        }
         writeln!(self.out, r#","from_start":{}}}"#, opened.from_start)
+    }
+
+    fn container(&mut self, container: &Container<'_>) -> io::Result<()> {
+        write!(self.out, r#","container":{{"id":{}"#, Text(container.id))?;
+        for (name, text) in [
+            ("runtime", container.runtime),
+            ("pod_uid", container.pod_uid),
+            ("pod", container.pod),
+            ("namespace", container.namespace),
+        ] {
+            if !text.is_empty() {
+                write!(self.out, r#","{name}":{}"#, Text(text))?;
+            }
+        }
+        write!(self.out, "}}")
     }
 
     fn closed(&mut self, closed: &Closed<'_>) -> io::Result<()> {
@@ -441,6 +459,12 @@ mod tests {
                 server_name: Some(b"\xff"),
                 protocol: None,
             }),
+            container: Some(Container {
+                id: b"3f4e",
+                runtime: b"docker",
+                pod: b"web-\"0",
+                ..Container::default()
+            }),
         };
         let mut expected = serde_json::json!({
             "type": "connection", "time": "1970-01-01T00:00:00.000000000Z",
@@ -448,6 +472,7 @@ mod tests {
             "network": "tcp", "local": "[fe80::1%eth\"0]:443", "remote": "10.0.0.9:50000",
             "role": "client", "tls_version": "1.2", "resumed": true, "sni": "\u{fffd}",
             "cipher_suite": "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+            "container": {"id": "3f4e", "runtime": "docker", "pod": "web-\"0"},
         });
         assert_eq!(line(&Event::Opened(opened)), expected);
 
@@ -457,6 +482,7 @@ mod tests {
             local: None,
             remote: Some(Address::Unix(b"@x")),
             agreed: None,
+            container: None,
             ..opened
         };
         expected = serde_json::json!({

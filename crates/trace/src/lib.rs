@@ -31,6 +31,7 @@ mod keylog;
 mod packets;
 mod pcapng;
 mod plaintext_packets;
+mod processes;
 mod recording;
 mod segment;
 mod text;

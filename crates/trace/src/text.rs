@@ -4,7 +4,7 @@
 use std::fmt;
 use std::io::{self, Write};
 
-use events::{Address, Agreed, CloseCause, Direction, Role};
+use events::{Address, Agreed, CloseCause, Container, Direction, Role};
 use jiff::tz::TimeZone;
 use protocol::{Notice, Side};
 
@@ -241,6 +241,9 @@ impl<W: Write> TextSink<W> {
         if let Some(agreed) = &opened.agreed {
             self.agreed(agreed)?;
         }
+        if let Some(container) = &opened.container {
+            self.container(container)?;
+        }
         writeln!(self.text, "{}", self.palette.reset)
     }
 
@@ -264,6 +267,21 @@ impl<W: Write> TextSink<W> {
         };
         let (local, remote) = (shown(&opened.local), shown(&opened.remote));
         write!(self.text, "{local} {arrow} {remote}")
+    }
+
+    /// `, container 3f4e5a6b7c8d` or `, pod shop/web-0`
+    fn container(&mut self, container: &Container<'_>) -> io::Result<()> {
+        let Container {
+            id, pod, namespace, ..
+        } = *container;
+        if pod.is_empty() {
+            return write!(self.text, ", container {}", escape_name(shortened(id)));
+        }
+        write!(self.text, ", pod ")?;
+        if !namespace.is_empty() {
+            write!(self.text, "{}/", escape_name(namespace))?;
+        }
+        write!(self.text, "{}", escape_name(pod))
     }
 
     fn agreed(&mut self, agreed: &Agreed<'_>) -> io::Result<()> {
@@ -320,6 +338,15 @@ impl<W: Write> Sink for TextSink<W> {
     fn flush(&mut self) -> io::Result<()> {
         self.hand_on()?;
         self.out.flush()
+    }
+}
+
+/// An id of 64 hexadecimal digits is shown by its first 12, as container tools do.
+fn shortened(id: &[u8]) -> &[u8] {
+    if id.len() == 64 && id.iter().all(u8::is_ascii_hexdigit) {
+        &id[..12]
+    } else {
+        id
     }
 }
 

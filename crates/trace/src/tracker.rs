@@ -11,6 +11,7 @@ use events::{CloseRecord, ConnectionRecord, DataRecord, Direction, Header, Missi
 use lru::LruCache;
 
 use crate::event::{Closed, Data, Event, Loss, Lost, Opened, Place, Sink};
+use crate::processes::Processes;
 use crate::time::Timestamp;
 
 /// What passed through a [`Tracker`].
@@ -32,6 +33,7 @@ pub struct Totals {
 #[derive(Debug)]
 pub struct Tracker {
     connections: LruCache<Key, Connection>,
+    processes: Processes,
     totals: Totals,
 }
 
@@ -86,6 +88,7 @@ impl Tracker {
         connections.resize(NonZeroUsize::new(Self::CONNECTIONS_MAX).unwrap_or(NonZeroUsize::MIN));
         Self {
             connections,
+            processes: Processes::default(),
             totals: Totals::default(),
         }
     }
@@ -108,6 +111,10 @@ impl Tracker {
             Record::Connection(record) => self.open(record, time, sink),
             Record::Data(record) => self.data(record, time, sink),
             Record::Close(record) => self.close(record, time, sink),
+            Record::Process(record) => {
+                self.processes.place(record);
+                Ok(())
+            }
             // These belong to no connection that we know.
             Record::Key(_) | Record::Packet(_) => Ok(()),
         }
@@ -145,6 +152,7 @@ impl Tracker {
         sink: &mut impl Sink,
     ) -> io::Result<()> {
         let connection = self.connection(&record.header);
+        let number = connection.number;
         // Two threads of the program that used it first at the same time have told of it twice.
         if std::mem::replace(&mut connection.opened, true) {
             return Ok(());
@@ -154,12 +162,13 @@ impl Tracker {
             pid: record.header.pid,
             tid: record.header.tid,
             comm: record.header.comm(),
-            connection: connection.number,
+            connection: number,
             from_start: record.from_start,
             fd: record.fd,
             local: record.local,
             remote: record.remote,
             agreed: record.agreed,
+            container: self.processes.container(record.header.pid),
         }))
     }
 

@@ -3,11 +3,12 @@
 //! whatever else the machine does hits all of it.
 //!
 //! `mode` starts and judges a capture, `exchange` is one measurement of messages; `messages`,
-//! `consumer`, `service` and `start` are the sections; `report` and `chart` write what they found.
+//! `consumer`, `service`, `start` and `execs` are the sections; `report` and `chart` write what they found.
 
 mod chart;
 mod consumer;
 mod exchange;
+mod execs;
 mod messages;
 mod mode;
 mod program;
@@ -60,6 +61,8 @@ pub enum Section {
     Service,
     /// Time and memory until attached
     Start,
+    /// Starting programs while all are captured
+    Execs,
 }
 
 /// What every section needs.
@@ -139,6 +142,7 @@ impl Section {
             Self::Consumer => consumer::measure(bench),
             Self::Service => service::measure(bench),
             Self::Start => start::measure(bench),
+            Self::Execs => execs::measure(bench),
         }
     }
 }

@@ -2,12 +2,16 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
 use crate::matrix::{Fnv, GoRelease, Variant};
 use crate::toolchain::Toolchain;
 use crate::{cache, run};
+
+pub mod copied;
+pub mod shared;
 
 /// Such a program; its source is the directory of this name in `programs/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,36 +41,96 @@ impl Program {
     /// The directory of its source.
     #[must_use]
     pub fn source(self) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("programs")
-            .join(self.name())
+        programs().join(self.name())
     }
 
     /// The path of a build without cgo; built if it isn't there yet, which takes some seconds.
     pub fn binary(self, release: GoRelease, variant: Variant) -> Result<PathBuf> {
         let source = self.source();
-        let mut files: Vec<_> = fs::read_dir(&source)
-            .and_then(Iterator::collect::<Result<_, _>>)
-            .with_context(|| source.display().to_string())?;
-        files.sort_by_key(fs::DirEntry::file_name);
-        let mut hash = Fnv::default();
-        hash.update(format!("{:?}{:?}", release.source(), variant.flags()).as_bytes());
-        for file in files {
-            hash.update(file.file_name().as_encoded_bytes());
-            hash.update(&fs::read(file.path())?);
-        }
-        let name = format!("standalone/{}-{hash}/{release}/{variant}", self.name());
-        cache::entry(name, |output| {
+        let recipe = Recipe {
+            name: self.name().to_owned(),
+            sources: &[&source],
+            release,
+            variant,
+        };
+        recipe.make(|output| {
             let mut go = Toolchain::ensure(release)?.go();
-            go.arg("build").args(variant.flags());
-            if release.minor() >= 18 {
-                go.arg("-buildvcs=false");
-            }
-            if variant.is_arm64() {
-                go.env("GOARCH", "arm64");
-            }
+            arguments(&mut go, release, variant);
             run::output(go.arg("-o").arg(output).arg(".").current_dir(&source)).map(drop)
         })
-        .with_context(|| format!("{}: Go {release}, {variant}: no test binary", self.name()))
+    }
+}
+
+/// The directories of the Go sources of all programs here.
+pub(crate) fn sources() -> Vec<PathBuf> {
+    let mut sources = Program::ALL.map(Program::source).to_vec();
+    sources.extend([copied::source(), shared::source()]);
+    sources
+}
+
+/// The directory of all test programs' sources.
+fn programs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("programs")
+}
+
+/// What a build is made of.
+struct Recipe<'a> {
+    name: String,
+    /// Files, and directories of files, relative to the checkout's root if they are.
+    sources: &'a [&'a Path],
+    release: GoRelease,
+    variant: Variant,
+}
+
+impl Recipe<'_> {
+    /// The path of the build; `make` leaves it at the path that it gets, if it isn't there yet.
+    fn make(self, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+        let Self {
+            name,
+            sources,
+            release,
+            variant,
+        } = self;
+        let mut hash = Fnv::default();
+        hash.update(format!("{:?}{:?}", release.source(), variant.flags()).as_bytes());
+        for source in sources {
+            for file in files(source)? {
+                hash.update(file.file_name().unwrap_or_default().as_encoded_bytes());
+                let bytes = fs::read(&file);
+                hash.update(&bytes.with_context(|| file.display().to_string())?);
+            }
+        }
+        cache::entry(
+            format!("standalone/{name}-{hash}/{release}/{variant}"),
+            make,
+        )
+        .with_context(|| format!("{name}: Go {release}, {variant}: no test binary"))
+    }
+}
+
+/// A file, or the files of a directory.
+fn files(source: &Path) -> Result<Vec<PathBuf>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let source = root.join(source);
+    if source.is_file() {
+        return Ok(vec![source]);
+    }
+    let entries: Vec<_> = fs::read_dir(&source)
+        .and_then(Iterator::collect::<Result<_, _>>)
+        .with_context(|| source.display().to_string())?;
+    let mut files: Vec<_> = entries.iter().map(fs::DirEntry::path).collect();
+    files.retain(|file| file.is_file());
+    files.sort();
+    Ok(files)
+}
+
+/// The arguments that any build has.
+fn arguments(go: &mut Command, release: GoRelease, variant: Variant) {
+    go.arg("build").args(variant.flags());
+    if release.minor() >= 18 {
+        go.arg("-buildvcs=false");
+    }
+    if variant.is_arm64() {
+        go.env("GOARCH", "arm64");
     }
 }

@@ -211,11 +211,7 @@ fn gofmt() -> Result<()> {
     let mut sources: Vec<PathBuf> = Program::ALL
         .iter()
         .map(|program| program.source())
-        .chain(
-            standalone::Program::ALL
-                .iter()
-                .map(|program| program.source()),
-        )
+        .chain(standalone::sources())
         .collect();
     sources.push(bench::load_source());
     let wrong = run::output(Command::new(gofmt).arg("-l").args(sources))?;

@@ -104,6 +104,13 @@ impl Capture {
         Ok(())
     }
 
+    /// Waits for a line on its standard error that has these words in it.
+    pub(crate) fn wait_for_note(&self, words: &str) -> Result<()> {
+        let has_them = |line: &str| line.contains(words);
+        self.child.wait_for_line(Stream::Stderr, LONG, has_them)?;
+        Ok(())
+    }
+
     /// Whether it has shown something by now.
     pub(crate) fn has_shown_data(&self) -> bool {
         !self.child.so_far(Stream::Stdout).is_empty()
@@ -205,7 +212,18 @@ pub(crate) struct Opened {
     pub(crate) resumed: Option<bool>,
     pub(crate) sni: Option<String>,
     pub(crate) alpn: Option<String>,
+    pub(crate) container: Option<Container>,
     pub(crate) from_start: bool,
+}
+
+/// Where a process runs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) runtime: Option<String>,
+    pub(crate) pod_uid: Option<String>,
+    pub(crate) pod: Option<String>,
+    pub(crate) namespace: Option<String>,
 }
 
 /// The end of a connection.
@@ -312,12 +330,30 @@ impl Captured {
     /// Everything that passed, put together from its pieces; an error unless that is all of it, in
     /// order, and the summary says so.
     pub(crate) fn connections(&self) -> Result<Connections> {
+        self.put_together(|_| true)
+    }
+
+    /// The same of some processes, whatever became of others.
+    pub(crate) fn connections_of(&self, pids: &[u32]) -> Result<Connections> {
+        self.put_together(|pid| pids.contains(&pid))
+    }
+
+    fn put_together(&self, is_wanted: impl Fn(u32) -> bool) -> Result<Connections> {
         let mut streams: BTreeMap<(u64, Direction), Assembly> = BTreeMap::new();
         let mut pids = BTreeMap::new();
-        let (mut events, mut bytes) = (0, 0);
+        let (mut events, mut bytes, mut others) = (0, 0, false);
         for line in self.lines() {
             let data = match line? {
+                Line::Data(data) if !is_wanted(data.pid) => {
+                    others = true;
+                    continue;
+                }
                 Line::Data(data) => data,
+                Line::Lost(lost)
+                    if !lost.place.as_ref().is_some_and(|p| is_wanted(p.pid)) && others =>
+                {
+                    continue;
+                }
                 Line::Connection(_) | Line::Close(_) => continue,
                 Line::Lost(lost) => anyhow::bail!("{lost:?}, {:?}", self.summary),
             };
@@ -341,7 +377,7 @@ impl Captured {
             unreadable_bytes: 0,
         };
         ensure!(
-            self.summary == expected,
+            others || self.summary == expected,
             "the summary says {:?}, the output has {expected:?}",
             self.summary
         );

@@ -2,12 +2,13 @@
 //! handshake agreed on, who spoke, and how much passed.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use xtask::matrix::{GoRelease, Variant};
 use xtask::process::{Child, Stream};
-use xtask::standalone;
+use xtask::standalone::{self, copied};
 
 use crate::capture::{Capture, Captured, Closed, Data, Direction, Line, Opened, Signal, ecapture};
 use crate::exchange::{LONG, Program};
@@ -90,10 +91,16 @@ fn seen(captured: &Captured) -> Result<Vec<Seen>> {
 /// Runs the program under a capture: what it said, and what was seen.
 fn run(release: GoRelease, variant: Variant, flags: &str) -> Result<(Vec<Logged>, Vec<Seen>)> {
     let binary = standalone::Program::Connections.binary(release, variant)?;
-    let program = Program::copy_of(&binary)?;
+    run_binary(&binary, flags, "")
+}
+
+/// The same of a binary; the line that says what is captured contains `attached`.
+fn run_binary(binary: &Path, flags: &str, attached: &str) -> Result<(Vec<Logged>, Vec<Seen>)> {
+    let program = Program::copy_of(binary)?;
     let mut target = Child::spawn(&mut program.command(""))?;
     target.wait_for_prefix(Stream::Stdout, LONG, r#"{"event":"ready""#)?;
     let capture = Capture::of(&program.path(), flags)?;
+    assert!(capture.attached.contains(attached), "{}", capture.attached);
     target.send_line("go")?;
     let finished = target.finish(LONG)?.success()?;
     let captured = capture.stop()?;
@@ -129,6 +136,8 @@ fn check(logged: &Logged, seen: &Seen) -> Result<()> {
         resumed: Some(logged.resumed),
         sni: text(&logged.sni),
         alpn: text(&logged.alpn),
+        // Wherever the tests run.
+        container: opened.container.clone(),
         from_start: logged.scenario != "middle",
     };
     ensure!(*opened == expected, "{opened:?}\nis not\n{expected:?}");
@@ -213,6 +222,42 @@ fn stripped_and_position_independent_executables_tell_as_much() -> Result<()> {
 fn probes_at_the_returns_of_read_tell_as_much() -> Result<()> {
     assert_connections_are_told(GoRelease::NEWEST, Variant::StrippedPie, "--read-site ret")?;
     assert_connections_are_told(GoRelease::OLDEST, Variant::StrippedPie, "--read-site ret")
+}
+
+/// Connections of crypto/tls and of a copy of it in the same program, also inside of each other.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn those_of_a_copy_tell_as_much() -> Result<()> {
+    for (release, variant, flags) in [
+        (GoRelease::Go1_19, Variant::Default, ""),
+        (GoRelease::Go1_24, Variant::StrippedPie, ""),
+        (GoRelease::NEWEST, Variant::Default, ""),
+        // As one of many programs.
+        (GoRelease::NEWEST, Variant::StrippedPie, "--user root"),
+        (
+            GoRelease::NEWEST,
+            Variant::Default,
+            "--comm exchange --uprobes perf --objects each",
+        ),
+    ] {
+        let binary = copied::both(release, variant)?;
+        let attached = match flags {
+            "" | "--user root" => "; crypto/tls, github.com/forked/tls): 6 probes",
+            _ => "1 executable and 1 process: 6 probes",
+        };
+        let (logged, seen) = run_binary(&binary, flags, attached)?;
+        assert_eq!(logged.len(), 2 * 6, "both ends of each scenario");
+        for logged in &logged {
+            let mut matching = seen.iter().filter(|seen| seen.is(logged));
+            let one = matching
+                .next()
+                .with_context(|| format!("{logged:?} was not seen"))?;
+            assert!(matching.next().is_none(), "{logged:?} was seen twice");
+            check(logged, one)
+                .with_context(|| format!("Go {release}, {variant}, {}", logged.scenario))?;
+        }
+    }
+    Ok(())
 }
 
 #[test]

@@ -102,7 +102,11 @@ struct Ready {
 impl Exchange {
     /// Starts the command and waits for the line that says that it is ready.
     pub(crate) fn spawn(command: &mut Command) -> Result<Self> {
-        let child = Child::spawn(command)?;
+        Self::of(Child::spawn(command)?)
+    }
+
+    /// Waits for the line of a process that is, or will be, this program.
+    pub(crate) fn of(child: Child) -> Result<Self> {
         let line = child.wait_for_prefix(Stream::Stdout, LONG, r#"{"addr":"#)?;
         let ready = serde_json::from_str(&line).context(line)?;
         Ok(Self { child, ready })

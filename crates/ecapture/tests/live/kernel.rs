@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -24,6 +25,30 @@ pub(crate) fn anonymous_memory(pid: u32) -> Result<u64> {
     let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
     let kib: u64 = kib.context("no RssAnon")?.parse()?;
     Ok(kib * 1024)
+}
+
+/// How much processor time a process has had.
+pub(crate) fn processor_time(pid: u32) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // proc(5): utime and stime are the 12th and 13th fields behind the name, which is in parentheses.
+    let (_, fields) = stat.rsplit_once(") ").context("no name")?;
+    let fields: Vec<_> = fields.split(' ').collect();
+    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    let per_second = rustix::param::clock_ticks_per_second();
+    Ok(Duration::from_millis(ticks * 1000 / per_second))
+}
+
+/// Whether all threads of a process are stopped.
+pub(crate) fn is_stopped(pid: u32) -> Result<bool> {
+    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = fs::read_to_string(entry?.path().join("stat"))?;
+        // proc(5): the state is the first field behind the name.
+        let (_, fields) = stat.rsplit_once(") ").context("no name")?;
+        if !fields.starts_with('T') {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// How many file descriptors a process has.

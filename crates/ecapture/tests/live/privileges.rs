@@ -8,10 +8,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use xtask::matrix::{GoRelease, Variant};
 use xtask::process::Child;
 
-use crate::capture::{Capture, ecapture};
-use crate::exchange::{LONG, NOBODY, Program};
+use crate::capture::{Capture, Captured, ecapture};
+use crate::exchange::{Exchange, LONG, NOBODY, Program};
+use crate::fleet::{self, Fleet};
 use crate::kernel;
 use crate::wrong_input::{FAILED, refused};
 
@@ -104,6 +106,61 @@ fn each_mode_captures_another_users_process_with_the_documented_capabilities() -
         ensure!(stderr.contains("lost: 0 "), "{flags}: {stderr}");
         ensure!(finished.stdout.len() > 500, "{flags}: {stderr}");
     }
+    Ok(())
+}
+
+/// What all programs take, of whomever; the last one to hold those that start.
+const ALL_PROGRAMS: &[&str] = &[
+    "bpf",
+    "perfmon",
+    "sys_ptrace",
+    "dac_read_search",
+    "sys_admin",
+];
+
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn all_programs_are_captured_with_the_documented_capabilities() -> Result<()> {
+    let ecapture = copy_of_ecapture()?;
+    let fleet = Fleet::new("least")?;
+    let first = fleet.add(0, GoRelease::NEWEST, Variant::Default)?;
+    let second = fleet.add(1, GoRelease::Go1_21, Variant::Stripped)?;
+    let mut running = Exchange::spawn(&mut fleet::command(&first, "-hold -seed 1"))?;
+    let mut command = as_nobody(&ecapture, ALL_PROGRAMS);
+    command.args(["--format", "json", "--events", "connection,data,lost,close"]);
+    command.args(["--comm", &fleet.glob(), "--longest-hold", "60000"]);
+    let capture = Capture::spawn(&mut command)?;
+    let short = Exchange::spawn(&mut fleet::command(&second, "-seed 2"))?.finish()?;
+    running.go()?;
+    let expected = running.finish()?.connections().and(short.connections());
+    capture.stop()?.connections()?.assert_equal(&expected);
+    Ok(())
+}
+
+/// Without the one that holding programs takes, a note names it, and the summary what was not held.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn without_sys_admin_all_programs_are_captured_from_when_they_are_seen() -> Result<()> {
+    if kernel::version()? < (6, 10) {
+        return Ok(()); // Attaching takes it too.
+    }
+    let ecapture = copy_of_ecapture()?;
+    let fleet = Fleet::new("lesser")?;
+    let path = fleet.add(0, GoRelease::NEWEST, Variant::Default)?;
+    let mut command = as_nobody(&ecapture, &ALL_PROGRAMS[..4]);
+    command.args(["--format", "json", "--events", "connection,data,lost,close"]);
+    let mut capture = Capture::spawn(command.args(["--comm", &fleet.glob()]))?;
+    capture.wait_for_note("run as root, or with CAP_SYS_ADMIN")?;
+    let mut program = Exchange::spawn(&mut fleet::command(&path, "-hold"))?;
+    capture.wait_for_note("which had begun already")?;
+    program.go()?;
+    let log = program.finish()?;
+    capture.child().signal(crate::capture::Signal::TERM)?;
+    let finished = capture.end()?.success()?;
+    let named = format!("1 {}: programs can't be held here", path.display());
+    ensure!(finished.stderr_text().contains(&named), "{finished:?}");
+    let captured = Captured::new(finished)?;
+    captured.connections()?.assert_equal(&log.connections());
     Ok(())
 }
 

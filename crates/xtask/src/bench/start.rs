@@ -21,9 +21,6 @@ use crate::{big, cache, run};
 /// Executables that are captured at the same time.
 const MANY: u32 = 100;
 
-/// The smallest buffer, in KiB, which serves for 100 captures at a time.
-const SMALL_BUFFER: &str = "64";
-
 pub(super) fn measure(bench: &Bench) -> Result<Findings> {
     let mut findings = Findings::default();
     by_size(bench, &mut findings)?;
@@ -135,34 +132,26 @@ fn many(bench: &Bench, findings: &mut Findings) -> Result<()> {
     )?;
     let analyzed = number(&serde_json::from_str(&analyzed)?, "ns")? / 1e6;
 
-    eprintln!("start of {count} captures");
+    eprintln!("start of a capture of {count} executables");
     let start = Instant::now();
-    let mut captures = Vec::new();
+    let mut command = Command::new(&bench.programs.ecapture);
+    command.arg("gotls");
     for path in &copies.paths {
-        let mut command = capture(bench, path);
-        command.args(["--mapsize", SMALL_BUFFER]);
-        captures.push(Child::spawn_to(&mut command, Stdio::null())?);
+        command.arg("--elfpath").arg(path);
     }
-    for child in &captures {
-        child.wait_for_prefix(Stream::Stderr, PATIENCE, "attached")?;
-    }
-    let attached = start.elapsed().as_secs_f64();
-    let mut proportional = 0.0;
-    for child in &captures {
-        proportional += Memory::of(child.pid())?.proportional;
-    }
-    for child in &mut captures {
-        child.signal(Signal::INT)?;
-    }
-    for child in captures {
-        child.finish(PATIENCE)?.success()?;
-    }
+    let mut child = Child::spawn_to(&mut command, Stdio::null())?;
+    child.wait_for_prefix(Stream::Stderr, PATIENCE, "attached")?;
+    let attached = start.elapsed().as_secs_f64() * 1e3;
+    let proportional = Memory::of(child.pid())?.proportional;
+    child.signal(Signal::INT)?;
+    let start = Instant::now();
+    child.finish(PATIENCE)?.success()?;
+    let detached = start.elapsed().as_secs_f64() * 1e3;
 
     findings.part(
         &format!("{count} executables"),
         &format!(
-            "{count} copies of the {:.1} MB program. A capture is of one executable, so capturing all of them \
-             takes {count} processes, here started at the same time, each with a buffer of 64 KiB.",
+            "{count} copies of the {:.1} MB program, captured by one process with the default buffer.",
             program::megabytes(&bench.programs.load)?
         ),
     );
@@ -174,9 +163,14 @@ fn many(bench: &Bench, findings: &mut Findings) -> Result<()> {
         format!("{:.1}", analyzed / each),
     ]);
     table.row([
-        "processes started until the last is attached, s".into(),
-        format!("{attached:.2}"),
-        format!("{:.3}", attached / each),
+        "from the start until all are attached, ms".into(),
+        format!("{attached:.0}"),
+        format!("{:.1}", attached / each),
+    ]);
+    table.row([
+        "from Ctrl-C to the end, ms".into(),
+        format!("{detached:.0}"),
+        format!("{:.1}", detached / each),
     ]);
     table.row([
         "proportional memory then, MB".into(),

@@ -1,0 +1,625 @@
+//! Which executables are captured, and which processes run them: each file is analysed once and attached
+//! to once, however many processes run it, and released when the last one has ended.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use capture::{
+    Executable, Identity, Library, MappedFileId, MappingEvent, ProbeSet, Process, ProcessInfo,
+    TargetId,
+};
+use gobin::{Analysis, ReadSitePreference};
+use rustix::event::{Timespec, epoll};
+use trace::escape_name;
+
+use crate::container::Container;
+use crate::failure::Failure;
+use crate::keylog_mode;
+use crate::list::refused;
+use crate::missed::{Missed, Unheld};
+use crate::parts::{FilePlans, analyze_library};
+use crate::places::KnownPlaces;
+use crate::selectors::Selectors;
+
+/// How long an executable stays attached that nobody runs any more: a program that is started again
+/// and again is not analysed and attached each time.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What is known of so many files is remembered.
+const REMEMBERED_MAX: usize = 16384;
+
+/// How many files other parts of the program may have open.
+const OTHER_FILES: usize = 512;
+
+/// A file as it is now: one that was replaced may have got the inode number of the one before.
+pub(crate) type FileKey = (Identity, i128);
+
+/// What to take from each program.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Take {
+    Plaintext(ReadSitePreference),
+    Keys,
+}
+
+/// What was found in a file.
+#[derive(Debug)]
+enum Known {
+    /// No Go program, or one without TLS.
+    Nothing,
+    /// Can't be captured, for this reason, which the user has been told or not.
+    Refused {
+        reason: String,
+        told: bool,
+    },
+    Program(FilePlans),
+}
+
+#[derive(Debug)]
+struct Attached {
+    id: TargetId,
+    processes: BTreeSet<u32>,
+    /// Asked for by its path: stays attached whoever runs it.
+    pinned: bool,
+    /// Since when nobody runs it.
+    idle: Option<Instant>,
+}
+
+/// A process that is captured.
+#[derive(Debug)]
+struct Tracked {
+    /// What it executes.
+    file: FileKey,
+    /// It executes the file; before that, it is about to.
+    begun: bool,
+    /// Where it is captured: the file that it executes, and libraries that it has mapped.
+    captured: HashSet<FileKey>,
+    /// Its pidfd, unless there are too many.
+    _process: Option<Process>,
+}
+
+/// How a process came to our attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// It ran when the capture began.
+    Running,
+    /// It has begun to run, and went on while we looked.
+    Started(Unheld),
+    /// It is about to begin, and waits for us.
+    Held,
+}
+
+/// A process to look at.
+pub(crate) struct Candidate<'a> {
+    pub(crate) process: &'a ProcessInfo,
+    pub(crate) seen: Seen,
+    /// Opens its executable.
+    pub(crate) open: &'a dyn Fn() -> Option<Executable>,
+    /// Whether one that was held still is: asked once everything is in place.
+    pub(crate) still_held: &'a dyn Fn() -> bool,
+}
+
+/// What the capture came to, for the summary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
+    pub(crate) executables: usize,
+    pub(crate) processes: usize,
+    /// Executables that can't be captured.
+    pub(crate) refused: usize,
+    /// Programs, of whatever kind, that began while too many others waited, and were not told of.
+    pub(crate) untold: u64,
+    /// Processes that ran when the capture began and were looked at.
+    pub(crate) looked_at: usize,
+}
+
+/// The programs of a capture.
+#[derive(Debug)]
+pub(crate) struct Programs {
+    probes: ProbeSet,
+    selectors: Selectors,
+    take: Take,
+    /// Where the processes run, for the consumer.
+    places: KnownPlaces,
+    known: HashMap<FileKey, Known>,
+    /// Files that are mapped executable again and again, and are no libraries with Go code.
+    boring: HashSet<MappedFileId>,
+    attached: HashMap<FileKey, Attached>,
+    processes: HashMap<u32, Tracked>,
+    /// Tells of processes that have ended.
+    ends: OwnedFd,
+    /// How many descriptors there may be for that.
+    pidfds_max: usize,
+    totals: Totals,
+    /// Those that began to run before they were attached to, or listed.
+    missed: Missed,
+    /// Notes for the user.
+    say: fn(&str),
+}
+
+impl Programs {
+    pub(crate) fn new(
+        probes: ProbeSet,
+        selectors: Selectors,
+        take: Take,
+        places: KnownPlaces,
+        say: fn(&str),
+    ) -> std::io::Result<Self> {
+        Ok(Self {
+            probes,
+            selectors,
+            take,
+            places,
+            known: HashMap::new(),
+            boring: HashSet::new(),
+            attached: HashMap::new(),
+            processes: HashMap::new(),
+            ends: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            pidfds_max: capture::raise_limit_of_open_files().saturating_sub(OTHER_FILES),
+            totals: Totals::default(),
+            missed: Missed::default(),
+            say,
+        })
+    }
+
+    pub(crate) fn probes(&self) -> &ProbeSet {
+        &self.probes
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    pub(crate) fn missed(&self) -> &Missed {
+        &self.missed
+    }
+
+    /// Attaches to the files that were asked for by their paths, whoever runs them. One that can't be
+    /// captured is a mistake.
+    pub(crate) fn pin_executables(&mut self) -> Result<(), Failure> {
+        for path in self.selectors.executables.clone() {
+            let executable = Executable::open(&path)?;
+            let (plans, refusals) =
+                plan(&executable, self.take).map_err(|error| Failure::executable(&path, error))?;
+            self.tell_of_packages(&executable, &refusals);
+            let file = (executable.identity(), executable.changed_ns());
+            self.known.insert(file, Known::Program(plans));
+            self.attach(file, &executable)?;
+            if let Some(attached) = self.attached.get_mut(&file) {
+                attached.pinned = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at all processes that run now. Returns how many may not be looked at.
+    pub(crate) fn look_at_all(&mut self, seen: Seen) -> Result<usize, capture::Error> {
+        let (processes, hidden) = capture::running()?;
+        for process in &processes {
+            self.look_at(process, seen);
+            for library in Library::of(process.pid) {
+                self.consider_library(process, &library, seen);
+            }
+        }
+        if seen == Seen::Running {
+            self.totals.looked_at = processes.len();
+        }
+        Ok(hidden)
+    }
+
+    /// A process has executed a file. It was not held, for this reason, unless we know of it already.
+    pub(crate) fn started(&mut self, pid: u32, unheld: Unheld) {
+        // Most programs are of no interest, and looking at all of a process costs more than at its file.
+        let file = capture::executed_file(pid);
+        if file.is_some_and(|file| matches!(self.known.get(&file), Some(Known::Nothing))) {
+            if self
+                .processes
+                .get(&pid)
+                .is_some_and(|tracked| tracked.begun)
+            {
+                self.ended(pid);
+            }
+            return;
+        }
+        match ProcessInfo::of(pid) {
+            Ok(Some(process)) => self.look_at(&process, Seen::Started(unheld)),
+            // It has ended, or we may not look.
+            Ok(None) | Err(_) => self.ended(pid),
+        }
+    }
+
+    /// A process has executed this program without being held, and has ended.
+    pub(crate) fn came_and_went(
+        &mut self,
+        program: &ProcessInfo,
+        open: &dyn Fn() -> Option<Executable>,
+        unheld: Unheld,
+    ) {
+        let file = (program.identity, program.changed_ns);
+        if self.selectors.may_mean(program) {
+            self.learn(file, open, plan);
+            if matches!(self.known.get(&file), Some(Known::Program(_))) {
+                self.missed.count(&program.executable, unheld);
+            }
+        }
+    }
+
+    fn look_at(&mut self, process: &ProcessInfo, seen: Seen) {
+        self.consider(&Candidate {
+            process,
+            seen,
+            open: &|| Executable::of_process(&process.open().ok()?).ok(),
+            still_held: &|| false,
+        });
+    }
+
+    /// A process has mapped a file executable.
+    pub(crate) fn mapped(&mut self, event: &MappingEvent) {
+        if event.pid == std::process::id() || self.boring.contains(&event.file) {
+            return;
+        }
+        let Ok(Some(process)) = ProcessInfo::of(event.pid) else {
+            return;
+        };
+        // In an overlay the event's path may be that of the file behind it.
+        let libraries = Library::of_event(event)
+            .map_or_else(|| Library::of(event.pid), |library| vec![library]);
+        let mut has_go = false;
+        for library in libraries {
+            if library.identity != process.identity {
+                let seen = Seen::Started(Unheld::Library);
+                has_go |= self.consider_library(&process, &library, seen);
+            }
+        }
+        if !has_go {
+            if self.boring.len() >= REMEMBERED_MAX {
+                self.boring.clear();
+            }
+            self.boring.insert(event.file);
+        }
+    }
+
+    /// Captures from a library that a process has mapped if it is meant and can be. Whether there is Go
+    /// code in it.
+    fn consider_library(&mut self, process: &ProcessInfo, library: &Library, seen: Seen) -> bool {
+        let file = (library.identity, library.changed_ns);
+        let open = || library.open_file().ok();
+        self.learn(file, &open, plan_library);
+        match self.known.get(&file) {
+            Some(Known::Program(_) | Known::Refused { .. }) => {}
+            Some(Known::Nothing) => return false,
+            None => return true,
+        }
+        let is_captured = |tracked: &Tracked| tracked.captured.contains(&file);
+        let container = Container::of(process);
+        let meant = process.pid != std::process::id()
+            && self
+                .selectors
+                .matches_with(process, container.as_ref(), Some(library));
+        if !meant || self.processes.get(&process.pid).is_some_and(is_captured) {
+            return true;
+        }
+        if let Some(Known::Program(_)) = self.known.get(&file) {
+            self.places.set(process.pid, container);
+            let candidate = Candidate {
+                process,
+                seen,
+                open: &open,
+                still_held: &|| false,
+            };
+            self.begin(&candidate, file);
+        } else {
+            self.tell_refusal(process, file);
+        }
+        true
+    }
+
+    /// Captures from a process if it is meant and can be. Whether it might be meant another time if it is
+    /// not now.
+    pub(crate) fn consider(&mut self, candidate: &Candidate<'_>) -> bool {
+        let Candidate { process, seen, .. } = *candidate;
+        let file = (process.identity, process.changed_ns);
+        if seen != Seen::Held && self.is_tracked(process, file) {
+            return true;
+        }
+        let container = Container::of(process);
+        let meant = process.pid != std::process::id()
+            && self.selectors.matches(process, container.as_ref());
+        if !meant && seen != Seen::Held {
+            return true;
+        }
+        self.learn(file, candidate.open, plan);
+        match self.known.get(&file) {
+            Some(Known::Program(_)) if meant => {
+                self.places.set(process.pid, container);
+                self.begin(candidate, file);
+            }
+            Some(Known::Refused { .. }) if meant => self.tell_refusal(process, file),
+            Some(Known::Program(_)) => return self.selectors.are_about_processes(),
+            _ => return false,
+        }
+        !matches!(self.known.get(&file), Some(Known::Refused { .. }))
+    }
+
+    /// Whether this process is captured already. If it has begun to execute something else than we
+    /// know of, it is forgotten.
+    fn is_tracked(&mut self, process: &ProcessInfo, file: FileKey) -> bool {
+        let pid = process.pid;
+        match self.processes.get_mut(&pid) {
+            Some(tracked) if tracked.file == file => {
+                if !std::mem::replace(&mut tracked.begun, true) {
+                    // It has its own environment only now.
+                    self.places.set(pid, Container::of(process));
+                }
+                true
+            }
+            // What it executed before the file that it is about to.
+            Some(tracked) if !tracked.begun => true,
+            Some(_) => {
+                self.ended(pid);
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Analyses a file, unless that has been done.
+    fn learn(
+        &mut self,
+        file: FileKey,
+        open: &dyn Fn() -> Option<Executable>,
+        plan: fn(&Executable, Take) -> Result<Planned, gobin::Error>,
+    ) {
+        if self.known.contains_key(&file) {
+            return;
+        }
+        let Some(executable) = open() else { return };
+        let known = match plan(&executable, self.take) {
+            Ok((plans, refusals)) => {
+                self.tell_of_packages(&executable, &refusals);
+                Known::Program(plans)
+            }
+            Err(error) if is_go(&error) || refused(&error).is_some() => Known::Refused {
+                reason: error.to_string(),
+                told: false,
+            },
+            Err(_) => Known::Nothing,
+        };
+        if self.known.len() >= REMEMBERED_MAX {
+            let attached = &self.attached;
+            self.known.retain(|file, _| attached.contains_key(file));
+        }
+        self.known.insert(file, known);
+    }
+
+    /// Captures from a process.
+    fn begin(&mut self, candidate: &Candidate<'_>, file: FileKey) {
+        let Candidate { process, seen, .. } = *candidate;
+        let is_new = !self.attached.contains_key(&file);
+        let mut name = process.executable.clone();
+        if is_new {
+            let Some(executable) = (candidate.open)() else {
+                return;
+            };
+            // Of a library it is another.
+            name = executable.name().to_owned();
+            if let Err(error) = self.attach(file, &executable) {
+                let reason = error.to_string();
+                let told = false;
+                self.known.insert(file, Known::Refused { reason, told });
+                self.tell_refusal(process, file);
+                return;
+            }
+        }
+        self.track(process, file, seen);
+        let unheld = match seen {
+            Seen::Started(unheld) => Some(unheld),
+            Seen::Held if !(candidate.still_held)() => Some(Unheld::TimeLimit),
+            Seen::Held | Seen::Running => None,
+        };
+        let unheld = unheld.filter(|_| is_new || self.selectors.are_about_processes());
+        if let Some(unheld) = unheld {
+            self.missed.count(&process.executable, unheld);
+        }
+        if is_new && seen != Seen::Running {
+            let name = escape_name(name.as_os_str().as_encoded_bytes());
+            let how = match unheld {
+                Some(_) => ", which had begun already",
+                None => "",
+            };
+            (self.say)(&format!("also capturing {name} (pid {}){how}", process.pid));
+        }
+    }
+
+    /// Says once why a file can't be captured.
+    fn tell_refusal(&mut self, process: &ProcessInfo, file: FileKey) {
+        if let Some(Known::Refused { reason, told }) = self.known.get_mut(&file)
+            && !std::mem::replace(told, true)
+        {
+            let reason = reason.clone();
+            self.totals.refused += 1;
+            self.refuse(process, &reason);
+        }
+    }
+
+    fn refuse(&self, process: &ProcessInfo, reason: &str) {
+        let name = process.executable.display();
+        let line = format!(
+            "note: pid {}, {name}, can't be captured: {reason}",
+            process.pid
+        );
+        (self.say)(&escape_name(line.as_bytes()));
+    }
+
+    fn attach(&mut self, file: FileKey, executable: &Executable) -> Result<(), capture::Error> {
+        if self.attached.contains_key(&file) {
+            return Ok(());
+        }
+        let Some(Known::Program(plans)) = self.known.get(&file) else {
+            return Ok(());
+        };
+        for note in keylog_mode::notes(plans) {
+            let name = escape_name(executable.name().as_os_str().as_encoded_bytes());
+            (self.say)(&format!("{note} ({name})"));
+        }
+        let id = self.probes.attach(executable, &plans.wanted())?;
+        self.totals.executables += 1;
+        let attached = Attached {
+            id,
+            processes: BTreeSet::new(),
+            pinned: false,
+            idle: Some(Instant::now()),
+        };
+        self.attached.insert(file, attached);
+        Ok(())
+    }
+
+    /// Says why packages of an executable are left out.
+    fn tell_of_packages(&self, executable: &Executable, refusals: &[gobin::Error]) {
+        for error in refusals {
+            let note = format!("note: {}: {error}", executable.name().display());
+            (self.say)(&escape_name(note.as_bytes()));
+        }
+    }
+
+    /// Has a process captured by way of a file that is attached to.
+    fn track(&mut self, info: &ProcessInfo, file: FileKey, seen: Seen) {
+        let executed = (info.identity, info.changed_ns);
+        let is_another = |tracked: &Tracked| tracked.file != executed;
+        if seen == Seen::Held || self.processes.get(&info.pid).is_some_and(is_another) {
+            // It may be about to execute something else than we knew of.
+            self.ended(info.pid);
+        }
+        let Ok(process) = info.open() else { return };
+        let Some(id) = self.attached.get(&file).map(|attached| attached.id) else {
+            return;
+        };
+        if let Err(error) = self.probes.want(info.pid, id) {
+            self.refuse(info, &error.to_string());
+            return;
+        }
+        if let Some(attached) = self.attached.get_mut(&file) {
+            attached.processes.insert(info.pid);
+            attached.idle = None;
+        }
+        if let Some(tracked) = self.processes.get_mut(&info.pid) {
+            tracked.captured.insert(file);
+            return;
+        }
+        // Without its end the process is forgotten when its number is used again.
+        let process = (self.processes.len() < self.pidfds_max).then_some(process);
+        if let Some(process) = &process {
+            let end = epoll::EventData::new_u64(info.pid.into());
+            let _ = epoll::add(&self.ends, process.as_fd(), end, epoll::EventFlags::IN);
+        }
+        let tracked = Tracked {
+            file: executed,
+            begun: seen != Seen::Held,
+            captured: HashSet::from([file]),
+            _process: process,
+        };
+        self.processes.insert(info.pid, tracked);
+        self.totals.processes += 1;
+    }
+
+    pub(crate) fn count_untold(&mut self, untold: u64) {
+        self.totals.untold = untold;
+    }
+
+    /// Forgets a process.
+    fn ended(&mut self, pid: u32) {
+        let Some(tracked) = self.processes.remove(&pid) else {
+            return;
+        };
+        let attached = tracked.captured.iter();
+        let attached = attached.filter_map(|file| self.attached.get(file));
+        self.probes
+            .unwant(pid, attached.map(|attached| attached.id));
+        for file in &tracked.captured {
+            if let Some(attached) = self.attached.get_mut(file) {
+                attached.processes.remove(&pid);
+                if attached.processes.is_empty() {
+                    attached.idle = Some(Instant::now());
+                }
+            }
+        }
+    }
+
+    /// Forgets processes that have ended.
+    pub(crate) fn forget_ended(&mut self) {
+        let event = epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        };
+        let mut events = [event; 64];
+        let at_once = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        while let Ok(count @ 1..) = epoll::wait(&self.ends, &mut events[..], Some(&at_once)) {
+            for event in &events[..count] {
+                // It was made from a pid.
+                self.ended(event.data.u64() as u32);
+            }
+        }
+    }
+
+    /// Detaches from executables that nobody has run for a while.
+    pub(crate) fn release_idle(&mut self) {
+        let is_idle = |attached: &Attached| {
+            !attached.pinned && attached.idle.is_some_and(|since| since.elapsed() > LINGER)
+        };
+        let gone: Vec<_> = self
+            .attached
+            .extract_if(|_, attached| is_idle(attached))
+            .map(|(_, attached)| attached.id)
+            .collect();
+        if !gone.is_empty() {
+            self.probes.detach(&gone);
+        }
+    }
+
+    /// Detaches from everything.
+    pub(crate) fn detach(&mut self) {
+        self.probes.detach_all();
+    }
+}
+
+impl AsFd for Programs {
+    /// Readable when a process has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ends.as_fd()
+    }
+}
+
+/// Plans, and why packages are left out.
+type Planned = (FilePlans, Vec<gobin::Error>);
+
+fn plan(executable: &Executable, take: Take) -> Result<Planned, gobin::Error> {
+    let bytes = executable.map().map_err(|_| gobin::Error::NotGo)?;
+    plan_analyzed(&gobin::analyze(&bytes)?, take)
+}
+
+fn plan_library(library: &Executable, take: Take) -> Result<Planned, gobin::Error> {
+    let analysis = analyze_library(library).unwrap_or(Err(gobin::Error::NotGo))?;
+    plan_analyzed(&analysis, take)
+}
+
+fn plan_analyzed(analysis: &Analysis, take: Take) -> Result<Planned, gobin::Error> {
+    match take {
+        Take::Plaintext(preference) => FilePlans::plaintext(analysis, preference),
+        Take::Keys => FilePlans::keys(analysis),
+    }
+}
+
+/// Errors about something of Go that has TLS.
+fn is_go(error: &gobin::Error) -> bool {
+    use gobin::Error;
+
+    matches!(
+        error,
+        Error::FunctionNotFound { .. }
+            | Error::NoUsableSite { .. }
+            | Error::AbiMismatch { .. }
+            | Error::NamesNotFound
+    )
+}

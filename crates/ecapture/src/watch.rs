@@ -1,0 +1,442 @@
+//! Many programs at once: those that run, and those that start later.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use capture::{ExecEvents, ExecGate, MappingEvents, Reader, StartingProgram, Verdict};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use trace::escape_name;
+
+use crate::failure::Failure;
+use crate::log;
+use crate::missed::Unheld;
+use crate::programs::{Candidate, Programs, Seen};
+use crate::session::Attached;
+
+/// How often executables are looked for that nobody runs any more.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// How much more readily than others the thread gets a processor.
+const NICE: i32 = -10;
+
+/// Of so many processes it is remembered that they were let go on.
+const LET_GO_MAX: usize = 4096;
+
+/// So many programs that start are looked at before anything else gets its turn, and so many that have
+/// started: those don't wait for us.
+const STARTING_AT_ONCE: usize = 256;
+const STARTED_AT_ONCE: usize = 32;
+
+/// At the end, programs that were let go on are looked at for no longer than this.
+const LAST_LOOK: Duration = Duration::from_secs(1);
+
+/// A thread that attaches to programs as they come and go.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    programs: Arc<Mutex<Programs>>,
+    stop: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    /// Attaches to the programs that run now, and from then on to those that start, which are held for as
+    /// long as `longest_hold_ms` says.
+    pub(crate) fn start(
+        mut programs: Programs,
+        longest_hold_ms: u32,
+        say: fn(&str),
+    ) -> Result<Self, Failure> {
+        // Watch first, so that none starts unseen while we look.
+        let sources = Sources::open(longest_hold_ms, say)?;
+        programs.pin_executables()?;
+        let hidden = programs.look_at_all(Seen::Running)?;
+        if hidden > 0 {
+            say(&format!(
+                "note: {hidden} processes of other users can't be looked at without CAP_SYS_PTRACE"
+            ));
+        }
+        let stop = eventfd(0, EventfdFlags::CLOEXEC)
+            .context("eventfd")
+            .map_err(Failure::Runtime)?;
+        let (programs, stop) = (Arc::new(Mutex::new(programs)), Arc::new(stop));
+        let (theirs, stopped) = (Arc::clone(&programs), Arc::clone(&stop));
+        let thread = std::thread::Builder::new()
+            .name("programs".into())
+            .spawn(move || run(&theirs, sources, &stopped))
+            .context("starting a thread")
+            .map_err(Failure::Runtime)?;
+        Ok(Self {
+            programs,
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// How much was found, for the line that says that everything is in place.
+    pub(crate) fn describe(&self) -> String {
+        let totals = lock(&self.programs).totals();
+        let mut line = format!(
+            "{} and {}",
+            counted(totals.executables, "executable"),
+            counted(totals.processes, "process"),
+        );
+        if totals.executables == 0 {
+            line = format!(
+                "nothing yet: none of the {} processes that run is a Go program with TLS that was \
+                 asked for; waiting for one to start",
+                totals.looked_at
+            );
+        } else if totals.refused > 0 {
+            line += &format!(" ({} can't be captured)", totals.refused);
+        }
+        line
+    }
+
+    /// What it came to.
+    fn summary(&self) -> String {
+        let programs = lock(&self.programs);
+        let (totals, missed) = (programs.totals(), programs.missed());
+        let mut line = format!(
+            "programs: {}, {}",
+            counted(totals.executables, "executable"),
+            counted(totals.processes, "process"),
+        );
+        if totals.refused > 0 {
+            line += &format!("; can't be captured: {}", totals.refused);
+        }
+        if missed.total() > 0 {
+            line += &format!("; began before they were attached to: {missed}");
+        }
+        if totals.untold > 0 {
+            line += &format!(
+                "; began while too many others waited, of whatever kind: {}",
+                totals.untold
+            );
+        }
+        line
+    }
+
+    fn end(&mut self) {
+        // A counter that is full is as good as one that counts further.
+        let _ = rustix::io::write(&*self.stop, &1u64.to_ne_bytes());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Attached for Watch {
+    fn readers(&self) -> Result<Vec<Reader>, capture::Error> {
+        Ok(vec![lock(&self.programs).probes().reader()?])
+    }
+
+    fn extent(&self) -> String {
+        counted(lock(&self.programs).probes().sites(), "probe")
+    }
+
+    fn give_up_privileges(&self) -> Result<(), capture::Error> {
+        capture::give_up_privileges()
+    }
+
+    fn detach(&mut self) {
+        self.end();
+        lock(&self.programs).detach();
+        log::line(&self.summary());
+    }
+}
+
+/// `1 process`, `2 processes`
+fn counted(count: usize, what: &str) -> String {
+    let plural = match (count, what.ends_with('s')) {
+        (1, _) => "",
+        (_, true) => "es",
+        (_, false) => "s",
+    };
+    format!("{count} {what}{plural}")
+}
+
+fn lock(programs: &Mutex<Programs>) -> std::sync::MutexGuard<'_, Programs> {
+    programs.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the process does that holds programs for a capture.
+pub(crate) fn guard(longest_hold_ms: u32) -> Result<(), Failure> {
+    capture::guard_exec_gate(Duration::from_millis(longest_hold_ms.into()))
+        .context("this command is for captures, which execute it themselves")
+        .map_err(Failure::WrongInput)
+}
+
+/// Who tells of programs that start.
+#[derive(Debug)]
+struct Sources {
+    events: ExecEvents,
+    /// Programs that there was no room to tell of.
+    unheard: u64,
+    /// Tells of libraries that they load, unless that can't be had.
+    mappings: Option<MappingEvents>,
+    /// Holds them until they are attached to.
+    gate: Option<ExecGate>,
+    /// Why nothing is held if there is no gate.
+    no_gate: Unheld,
+    /// Processes that the gate let go on, and that have not been heard of as started.
+    let_go: HashSet<u32>,
+    /// Readable, exceptionally, when mounts change: in our mount namespace, and in that of the first process,
+    /// where container managers mount.
+    mounts: Vec<File>,
+    checked: Instant,
+    say: fn(&str),
+}
+
+impl Sources {
+    fn open(longest_hold_ms: u32, say: fn(&str)) -> Result<Self, Failure> {
+        let events = ExecEvents::watch()?;
+        let mappings = MappingEvents::watch().map_err(|error| {
+            say(&format!(
+                "note: nobody tells of libraries that processes load ({error}); of Go code in libraries, what \
+                 is loaded by now is captured, and what comes later is missed"
+            ));
+        });
+        let gate = match longest_hold_ms {
+            0 => None,
+            _ => {
+                let mut guard = Command::new("/proc/self/exe");
+                guard.args(["exec-gate", &longest_hold_ms.to_string()]);
+                let gate = ExecGate::close(guard).map_err(|error| {
+                    say(&format!(
+                        "note: {error}; so what programs send in their first milliseconds may be missed"
+                    ));
+                });
+                gate.ok()
+            }
+        };
+        let not_held = gate.iter().flat_map(ExecGate::not_held);
+        let not_held: Vec<_> = not_held
+            .map(|path| escape_name(path.as_os_str().as_encoded_bytes()))
+            .collect();
+        if !not_held.is_empty() {
+            let places = not_held.join(", ");
+            say(&format!(
+                "note: programs are not held when they start on the filesystems at {places}"
+            ));
+        }
+        Ok(Self {
+            unheard: events.untold(),
+            events,
+            mappings: mappings.ok(),
+            gate,
+            no_gate: Unheld::NoGate,
+            let_go: HashSet::new(),
+            mounts: ["/proc/self/mountinfo", "/proc/1/mountinfo"]
+                .into_iter()
+                .flat_map(File::open)
+                .collect(),
+            checked: Instant::now(),
+            say,
+        })
+    }
+
+    /// Hears all that there is to hear.
+    fn tell(&mut self, programs: &mut Programs) {
+        self.tell_of_starting(programs);
+        let Self {
+            events,
+            gate,
+            no_gate,
+            let_go,
+            ..
+        } = self;
+        events.drain(STARTED_AT_ONCE, |pid| {
+            let unheld = match gate {
+                Some(gate) => {
+                    gate.hold_mounts_of(pid);
+                    if let_go.remove(&pid) || gate.untold() > 0 {
+                        Unheld::TimeLimit
+                    } else {
+                        Unheld::Filesystem
+                    }
+                }
+                None => *no_gate,
+            };
+            programs.started(pid, unheld);
+        });
+        let mut lost_mappings = false;
+        if let Some(mappings) = &mut self.mappings {
+            lost_mappings = mappings.drain(|event| programs.mapped(event));
+        }
+        if lost_mappings {
+            // If it fails, further ones will be heard of.
+            let _ = programs.look_at_all(Seen::Started(Unheld::Library));
+        }
+        let unheard = self.events.untold();
+        if unheard != self.unheard {
+            self.unheard = unheard;
+            // If it fails, further ones will be heard of.
+            let _ = programs.look_at_all(Seen::Started(Unheld::TimeLimit));
+        }
+    }
+
+    fn tell_of_starting(&mut self, programs: &mut Programs) {
+        for _ in 0..STARTING_AT_ONCE {
+            let Some(gate) = &mut self.gate else { break };
+            let Some(program) = gate.next_program() else {
+                break;
+            };
+            let is_held = program.is_held();
+            if !is_held && self.let_go.len() < LET_GO_MAX {
+                self.let_go.insert(program.pid());
+            }
+            let verdict = tell_of(&program, is_held, programs);
+            gate.answer(&program, verdict);
+        }
+        if let Some(gate) = &self.gate {
+            programs.count_untold(gate.untold());
+        }
+    }
+
+    /// At the end: names programs that were let go on and not looked at since, if that does not take long.
+    fn tell_of_missed(&mut self, programs: &mut Programs) {
+        let Some(gate) = &mut self.gate else { return };
+        let begun = Instant::now();
+        let mut left = 0;
+        while let Some(program) = gate.next_program() {
+            if program.is_held() {
+                continue; // It begins when the gate is gone, and the capture is over.
+            }
+            match program.file_info() {
+                Ok(file) if begun.elapsed() < LAST_LOOK => {
+                    let open = || program.executable().ok();
+                    programs.came_and_went(&file, &open, Unheld::TimeLimit);
+                }
+                _ => left += 1,
+            }
+        }
+        programs.count_untold(gate.untold() + left);
+    }
+
+    /// What is due about once in a second.
+    fn check(&mut self) {
+        let Some(gate) = &mut self.gate else { return };
+        if self.checked.elapsed() >= HOUSEKEEPING {
+            self.checked = Instant::now();
+            gate.check();
+        }
+        if gate.has_ended() {
+            (self.say)(&format!(
+                "note: the process that holds programs when they start (pid {}) has ended; what they send \
+                 in their first milliseconds may be missed from now on",
+                gate.guard_pid()
+            ));
+            self.gate = None;
+            self.no_gate = Unheld::NoGuard;
+        }
+    }
+}
+
+/// Looks at a program that is about to start, or has been let go on.
+fn tell_of(program: &StartingProgram, is_held: bool, programs: &mut Programs) -> Verdict {
+    let open = || program.executable().ok();
+    if !is_held {
+        // What it is now will be told when it has started, unless it is over already.
+        if program.has_ended()
+            && let Ok(file) = program.file_info()
+        {
+            programs.came_and_went(&file, &open, Unheld::TimeLimit);
+        }
+        return Verdict::GoOn;
+    }
+    let Some(process) = program.process() else {
+        return Verdict::GoOn;
+    };
+    let is_of_interest = programs.consider(&Candidate {
+        process: &process,
+        seen: Seen::Held,
+        open: &open,
+        still_held: &|| program.is_held(),
+    });
+    if is_of_interest {
+        Verdict::GoOn
+    } else {
+        Verdict::Ignore
+    }
+}
+
+fn run(programs: &Mutex<Programs>, mut sources: Sources, stop: &OwnedFd) {
+    // Programs wait for this thread. Needs CAP_SYS_NICE, goes without it as well.
+    let _ = rustix::process::nice(NICE);
+    // If we keep more than that, nothing is lost but caution.
+    let _ = capture::keep_privileges_to_attach();
+    let Ok(ends) = lock(programs).as_fd().try_clone_to_owned() else {
+        return;
+    };
+    loop {
+        match wait(&ends, &sources, stop) {
+            Ok(Woken { stop: true, .. }) | Err(_) => {
+                return sources.tell_of_missed(&mut lock(programs));
+            }
+            Ok(Woken { mounts, .. }) => {
+                if mounts && let Some(gate) = &mut sources.gate {
+                    gate.hold_new_mounts();
+                }
+            }
+        }
+        let mut programs = lock(programs);
+        sources.tell(&mut programs);
+        programs.forget_ended();
+        programs.release_idle();
+        sources.check();
+    }
+}
+
+/// What there is to do.
+struct Woken {
+    stop: bool,
+    mounts: bool,
+}
+
+/// Waits for something to do.
+fn wait(ends: &OwnedFd, sources: &Sources, stop: &OwnedFd) -> rustix::io::Result<Woken> {
+    let more = sources.gate.as_ref().is_some_and(ExecGate::has_next);
+    let timeout = Timespec {
+        tv_sec: if more {
+            0
+        } else {
+            HOUSEKEEPING.as_secs().cast_signed()
+        },
+        tv_nsec: 0,
+    };
+    let mut descriptors = vec![
+        PollFd::new(stop, PollFlags::IN),
+        PollFd::new(&sources.events, PollFlags::IN),
+        PollFd::new(ends, PollFlags::IN),
+    ];
+    let mappings = sources.mappings.as_ref();
+    descriptors.extend(mappings.map(|mappings| PollFd::new(mappings, PollFlags::IN)));
+    let others = descriptors.len();
+    // proc(5): changes of the list of mounts are exceptional conditions.
+    let mounts = sources.mounts.iter();
+    descriptors.extend(mounts.map(|mounts| PollFd::new(mounts, PollFlags::PRI)));
+    let mounts = others..descriptors.len();
+    let gate = sources.gate.as_ref();
+    descriptors.extend(gate.map(|gate| PollFd::new(gate, PollFlags::IN)));
+    match poll(&mut descriptors, Some(&timeout)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(Woken {
+            stop: !descriptors[0].revents().is_empty(),
+            mounts: descriptors[mounts]
+                .iter()
+                .any(|mounts| !mounts.revents().is_empty()),
+        }),
+        Err(errno) => Err(errno),
+    }
+}

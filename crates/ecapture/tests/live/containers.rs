@@ -1,0 +1,198 @@
+//! Programs in containers: in namespaces and a cgroup of their own, on an overlay that is mounted only
+//! there and has the only copy of the executable. Needs namespaces of all kinds, overlayfs and cgroup v2, and
+//! the programs unshare, mount, ip, stat and chroot.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use xtask::matrix::{GoRelease, Variant};
+use xtask::process::{Child, Stream, patient};
+use xtask::run;
+
+use crate::capture::{self, Capture, Captured, Line};
+use crate::exchange::{Connections, Exchange, LONG};
+use crate::exec_gate::guard_of;
+use crate::fleet::Fleet;
+
+/// What Docker would call the container of this number.
+fn id(number: u32) -> String {
+    format!("{number:064x}")
+}
+
+/// The shell of a container, which executes its program once it is told to.
+struct Container {
+    shell: Child,
+    /// Device number of its overlay.
+    device: u64,
+}
+
+impl Container {
+    /// Moves the executable into a new container.
+    fn new(path: &Path, number: u32) -> Result<Self> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let directory = path.parent().unwrap_or(path).display();
+        let outside = format!(
+            "set -e; mount -t cgroup2 none /mnt; mkdir -p /mnt/{group}; \
+             echo $$ > /mnt/{group}/cgroup.procs; umount /mnt; \
+             mount -t tmpfs none /mnt; mkdir /mnt/up /mnt/work /mnt/all; mount -t overlay overlay \
+             -o lowerdir=/,upperdir=/mnt/up,workdir=/mnt/work /mnt/all; \
+             mv {directory}/{name} /mnt/all/{name}; \
+             exec unshare --user --map-root-user --mount --pid --net --uts --ipc --cgroup --fork \
+             --kill-child sh -c \"$0\"",
+            group = group(number),
+        );
+        let inside = format!(
+            "set -e; ip link set lo up; mount -t proc proc /mnt/all/proc; stat -c %d /mnt/all; \
+             export HOSTNAME=web-0 POD_NAMESPACE=shop; \
+             read flags; exec chroot /mnt/all /{name} $flags"
+        );
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &outside, &inside]);
+        let shell = Child::spawn(&mut command)?;
+        let is_number = |line: &str| line.parse::<u64>().is_ok();
+        let device = shell.wait_for_line(Stream::Stdout, LONG, is_number)?;
+        ensure!(!path.exists(), "it is only in the container");
+        Ok(Self {
+            shell,
+            device: device.parse()?,
+        })
+    }
+
+    /// Has it execute its program.
+    fn start(mut self, flags: &str) -> Result<Exchange> {
+        self.shell.send_line(flags)?;
+        Exchange::of(self.shell)
+    }
+
+    /// Waits until programs on its overlay are held: the capture has to notice first that it is mounted.
+    fn wait_until_held(&self, capture: &Capture) -> Result<()> {
+        // proc(5), fdinfo: the kernel's own notation of device numbers, with 20 bits of minor number.
+        let (major, minor) = (
+            rustix::fs::major(self.device),
+            rustix::fs::minor(self.device),
+        );
+        let wanted = format!("sdev:{:x} ", (major << 20) | minor);
+        let guard = guard_of(capture)?;
+        let deadline = Instant::now() + patient(LONG);
+        loop {
+            for entry in fs::read_dir(format!("/proc/{guard}/fdinfo"))? {
+                // A descriptor that has been closed meanwhile.
+                let info = fs::read_to_string(entry?.path()).unwrap_or_default();
+                if info.contains(&wanted) {
+                    return Ok(());
+                }
+            }
+            ensure!(Instant::now() < deadline, "no mark on {wanted}");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+}
+
+/// The container of a pod, as kubelet calls it with the cgroupfs driver.
+const POD: u32 = 10;
+const POD_UID: &str = "9b1f2c3d-0000-4444-8888-0123456789ab";
+
+/// Path of the container's cgroup.
+fn group(number: u32) -> String {
+    let id = id(number);
+    if number == POD {
+        format!("ecapture-test/kubepods/pod{POD_UID}/{id}")
+    } else {
+        format!("ecapture-test/docker-{id}.scope")
+    }
+}
+
+/// The cgroups that tests made, when they are done.
+struct Groups(std::ops::Range<u32>);
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        let groups: Vec<_> = self.0.clone().map(group).collect();
+        let script = format!(
+            "mount -t cgroup2 none /mnt; cd /mnt; rmdir -p {}",
+            groups.join(" ")
+        );
+        let mut command = Command::new("unshare");
+        // What is still in use stays.
+        let _ = run::output(command.args(["--mount", "sh", "-c", &script]));
+    }
+}
+
+/// They know their pids in their own namespaces: 1.
+fn without_pids(connections: &Connections) -> Connections {
+    let stripped = connections.iter().map(|connection| {
+        let mut connection = connection.clone();
+        connection.pid = 0;
+        connection
+    });
+    Connections::new(stripped.collect())
+}
+
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn programs_in_containers_are_captured() -> Result<()> {
+    let _groups = Groups(10..13);
+    let fleet = Fleet::new("boxed")?;
+    let first = fleet.add(0, GoRelease::Go1_21, Variant::Default)?;
+    let second = fleet.add(1, GoRelease::NEWEST, Variant::StrippedPie)?;
+    let third = fleet.add(2, GoRelease::Go1_23, Variant::Default)?;
+    let mut running = Container::new(&first, 10)?.start("-hold -seed 1")?;
+    let all = fleet.capture()?;
+    let one = fleet.capture_by(&["--container", &id(11)], "--longest-hold 60000")?;
+    let later = Container::new(&second, 11)?;
+    let short = Container::new(&third, 12)?;
+    for capture in [&all, &one] {
+        later.wait_until_held(capture)?;
+        short.wait_until_held(capture)?;
+    }
+    let short = short.start("-sizes 100 -seed 3")?.finish()?.connections();
+    let mut later = later.start("-hold -seed 2")?;
+    running.go()?;
+    later.go()?;
+    let running = running.finish()?.connections();
+    let later = later.finish()?.connections();
+    let one = one.stop()?;
+    without_pids(&one.connections()?).assert_equal(&without_pids(&later));
+    let all = all.stop()?;
+    let expected = running.and(later).and(short);
+    without_pids(&all.connections()?).assert_equal(&without_pids(&expected));
+    assert_eq!(all.pids()?.len(), 3);
+    assert_eq!(containers(&all)?, [pod(), in_docker(11), in_docker(12)]);
+    Ok(())
+}
+
+fn in_docker(number: u32) -> capture::Container {
+    capture::Container {
+        id: id(number),
+        runtime: Some("docker".into()),
+        pod_uid: None,
+        pod: None,
+        namespace: None,
+    }
+}
+
+fn pod() -> capture::Container {
+    capture::Container {
+        id: id(POD),
+        runtime: None,
+        pod_uid: Some(POD_UID.into()),
+        pod: Some("web-0".into()),
+        namespace: Some("shop".into()),
+    }
+}
+
+/// Where all connections were, each place once.
+fn containers(captured: &Captured) -> Result<Vec<capture::Container>> {
+    let mut containers = Vec::new();
+    for line in captured.lines() {
+        if let Line::Connection(opened) = line? {
+            containers.push(opened.container.context("no container")?);
+        }
+    }
+    containers.sort();
+    containers.dedup();
+    Ok(containers)
+}
