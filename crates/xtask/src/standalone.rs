@@ -1,6 +1,5 @@
 //! Go test programs outside of the matrix: few tests want each, so they are built when one asks.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -45,18 +44,7 @@ impl Program {
     /// The path of a build without cgo; built if it isn't there yet, which takes some seconds.
     pub fn binary(self, release: GoRelease, variant: Variant) -> Result<PathBuf> {
         let source = self.source();
-        let mut files: Vec<_> = fs::read_dir(&source)
-            .and_then(Iterator::collect::<Result<_, _>>)
-            .with_context(|| source.display().to_string())?;
-        files.sort_by_key(fs::DirEntry::file_name);
-        let mut hash = Fnv::default();
-        hash.update(format!("{:?}{:?}", release.source(), variant.flags()).as_bytes());
-        for file in files {
-            hash.update(file.file_name().as_encoded_bytes());
-            hash.update(&fs::read(file.path())?);
-        }
-        let name = format!("standalone/{}-{hash}/{release}/{variant}", self.name());
-        cache::entry(name, |output| {
+        cache::entry(self.entry(release, variant)?, |output| {
             let mut go = Toolchain::ensure(release)?.go();
             go.arg("build").args(variant.flags());
             if release.minor() >= 18 {
@@ -69,4 +57,30 @@ impl Program {
         })
         .with_context(|| format!("{}: Go {release}, {variant}: no test binary", self.name()))
     }
+
+    /// The name of a build in the cache, which tells sources, version and flags apart.
+    pub(crate) fn entry(self, release: GoRelease, variant: Variant) -> Result<String> {
+        let mut hash = Fnv::default();
+        hash.update(format!("{:?}{:?}", release.source(), variant.flags()).as_bytes());
+        hash.update_with_files(&self.source())?;
+        Ok(format!(
+            "standalone/{}-{hash}/{release}/{variant}",
+            self.name()
+        ))
+    }
+}
+
+/// The builds that live tests ask for.
+#[must_use]
+pub fn all() -> Vec<(Program, GoRelease, Variant)> {
+    let mut all = vec![(Program::Mapped, GoRelease::NEWEST, Variant::Default)];
+    for release in GoRelease::GENERATIONS {
+        all.push((Program::Connections, release, Variant::Default));
+        if release != GoRelease::Go1_21 {
+            all.push((Program::Connections, release, Variant::StrippedPie));
+            all.push((Program::Http, release, Variant::Default));
+        }
+    }
+    all.push((Program::Connections, GoRelease::NEWEST, Variant::Stripped));
+    all
 }
