@@ -267,6 +267,8 @@ fn command_line(options: &Options, condition: Condition) -> String {
     let tests = match (options.quick, options.all) {
         (true, _) => "quick",
         (_, true) => "all",
+        // Of a kernel that is tested as it comes, too.
+        _ if filter.is_empty() && condition != Condition::Plain => "quick",
         _ if filter.is_empty() => "usual",
         _ => &filter,
     };

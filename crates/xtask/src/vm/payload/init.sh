@@ -57,10 +57,10 @@ quick_packets="client_is_told_apart_by_clsact_filters_too
 # One or more of each kind of test.
 usual="$quick exact::go_1_24::reads_from_returns exact::a_uid_keeps_other_users_processes_out
     connections::every_generation http::decoded_http http::a_connection_joined
-    plain::http_and_http2 privileges::
+    plain::both_ends privileges::
     recording::text_and_json recording::losses recording::packets
     faults::a_payload_that_is_not_in_memory process::the_executable_may_be
-    harmless::nothing_is_left_in_tracefs harmless::the_code_is_as_before
+    harmless::nothing_is_left_in_tracefs
     pcap::attribution::targets_that pcap::namespace::nothing_of_ours_remains"
 usual_packets="$quick_packets filter_and_snaplen_hold_and_all_packets_are_all
     filters_of_a_capture_that_was_killed what_remains_of_the_privileges"
