@@ -12,7 +12,7 @@ use crate::cargo::{cargo, workspace};
 use crate::matrix::{self, GoRelease, Program};
 use crate::setup::{self, Group};
 use crate::toolchain::Toolchain;
-use crate::{bench, cache, dependencies, fuzz, run, standalone, vm};
+use crate::{bench, cache, dependencies, fuzz, run, standalone};
 
 /// What to run of it
 #[derive(Args, Clone, Debug, Default)]
@@ -88,7 +88,6 @@ pub fn run(options: &Options) -> Result<()> {
     }
     if options.only.is_none() && !options.quick {
         stages.run("fuzz targets", fuzz::briefly);
-        stages.run("virtual machine", vm::briefly);
     }
     stages.summary()
 }

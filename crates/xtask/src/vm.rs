@@ -157,67 +157,31 @@ impl Condition {
 
 /// Boots the machines one after the other and prints a table; an error if a test failed.
 pub fn run(options: &Options) -> Result<()> {
+    setup::ensure(Group::Vm)?;
     let arch = options.arch.map_or_else(Arch::host, Ok)?;
-    test(options, arch, &Supplies::fetch(options, arch)?)
-}
-
-/// Few tests on one kernel. What it takes comes from Debian's mirrors: if it can't be had, a line says
-/// so, and nothing is wrong with what was to be tested.
-pub fn briefly() -> Result<()> {
-    let options = Options {
-        kernel: vec![Release::Linux6_1],
-        quick: true,
-        ..Options::default()
+    let releases = if options.kernel.is_empty() {
+        Release::value_variants()
+    } else {
+        &options.kernel
     };
-    let arch = Arch::host()?;
-    match Supplies::fetch(&options, arch) {
-        Ok(supplies) => test(&options, arch, &supplies),
-        Err(error) => {
-            let error = error.to_string();
-            let why = error.lines().next().unwrap_or_default();
-            eprintln!("skipped, no test was run in a virtual machine: {why}");
-            Ok(())
-        }
-    }
-}
-
-/// What is not built here.
-struct Supplies {
-    userland: PathBuf,
-    kernels: Vec<(Release, Kernel)>,
-}
-
-impl Supplies {
-    /// Fetches what the cache lacks, and installs QEMU if need be.
-    fn fetch(options: &Options, arch: Arch) -> Result<Self> {
-        setup::ensure(Group::Vm)?;
-        let releases = if options.kernel.is_empty() {
-            Release::value_variants()
-        } else {
-            &options.kernel
-        };
-        let userland = userland::ensure(arch, options.update)?;
-        let kernels = releases
-            .iter()
-            .map(|&release| Ok((release, Kernel::ensure(release, arch, options.update)?)))
-            .collect::<Result<_>>()?;
-        Ok(Self { userland, kernels })
-    }
-}
-
-fn test(options: &Options, arch: Arch, supplies: &Supplies) -> Result<()> {
     let dir = target_dir().join("vm");
     fs::create_dir_all(&dir)?;
+    let userland = userland::ensure(arch, options.update)?;
+    let kernels = releases
+        .iter()
+        .map(|&release| Ok((release, Kernel::ensure(release, arch, options.update)?)))
+        .collect::<Result<Vec<_>>>()?;
     let payload = Payload::build(arch, &dir.join(format!("payload-{arch}.ext4")))?;
+
     let mut reports = Vec::new();
-    for (release, kernel) in &supplies.kernels {
+    for (release, kernel) in &kernels {
         for condition in conditions(options, *release) {
             let name = format!("{}-{arch}-{}", release.name(), condition.name());
             let machine = Machine {
                 arch,
                 kernel,
                 cpu: release.cpu(arch),
-                disks: [&supplies.userland, payload.disk()],
+                disks: [&userland, payload.disk()],
                 command_line: command_line(options, condition),
                 log: dir.join(format!("{name}.log")),
             };
