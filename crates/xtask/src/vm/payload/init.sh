@@ -61,7 +61,7 @@ usual="$quick exact::go_1_24::reads_from_returns exact::a_uid_keeps_other_users_
     recording::text_and_json recording::losses recording::packets
     faults::a_payload_that_is_not_in_memory process::the_executable_may_be
     harmless::nothing_is_left_in_tracefs
-    pcap::attribution::targets_that pcap::namespace::nothing_of_ours_remains"
+    pcap::namespace::nothing_of_ours_remains"
 usual_packets="$quick_packets filter_and_snaplen_hold_and_all_packets_are_all
     filters_of_a_capture_that_was_killed what_remains_of_the_privileges"
 case $tests in
