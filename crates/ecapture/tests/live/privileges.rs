@@ -44,12 +44,15 @@ const MODES: [(&str, &[&str]); 3] = [
 ];
 
 /// What uprobes take on this kernel: before multi-uprobe links, kernels differ in whether
-/// CAP_PERFMON is enough.
+/// CAP_PERFMON is enough. Before Linux 5.11, memory of eBPF counts as locked, of which users have little.
 fn on_this_kernel<'a>(capabilities: &[&'a str]) -> Result<Vec<&'a str>> {
     let mut capabilities = capabilities.to_vec();
     if kernel::version()? < (6, 10) {
         capabilities.retain(|name| !TRACE.contains(name));
         capabilities.push("sys_admin");
+    }
+    if kernel::version()? < (5, 11) {
+        capabilities.push("sys_resource");
     }
     Ok(capabilities)
 }
