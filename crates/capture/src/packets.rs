@@ -449,6 +449,7 @@ fn own_sockets(
             .map_raw(skeleton.maps.bss.as_fd().as_raw_fd())
             .map_err(system("mapping the variables of the eBPF programs"))?,
     };
+    ownership.try_out()?;
     let filters = options.filters;
     let running = if options.all_packets {
         processes::running_file(None, None)?

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle};
 use memmap2::MmapRaw;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, ipproto, sockopt};
+use rustix::net::{self, AddressFamily, SocketType, ipproto, sockopt};
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use rustix::thread::CapabilitySet;
 
@@ -32,6 +32,23 @@ impl Ownership {
     /// (`/proc/PID/fd` is its owner's), to take them over, and to enter their owner.
     pub(crate) fn privileges() -> CapabilitySet {
         CapabilitySet::SYS_PTRACE | CapabilitySet::DAC_READ_SEARCH | privileges::for_maps()
+    }
+
+    /// Enters an owner for a socket of ours, which is closed at once: the programs can't tell if the kernel
+    /// has no memory for owners, as Linux 7.2 on processors without cmpxchg16b, and packets would be missing.
+    pub(crate) fn try_out(&self) -> Result<(), Error> {
+        let socket = match net::socket(AddressFamily::INET, SocketType::DGRAM, None) {
+            Ok(socket) => socket,
+            Err(Errno::AFNOSUPPORT) => return Ok(()), // IPv6 alone
+            Err(errno) => {
+                return Err(Error::System {
+                    what: "making a socket",
+                    source: errno.into(),
+                });
+            }
+        };
+        self.adopt(&socket, &types::packet_process::default())
+            .map(drop)
     }
 
     /// Makes a process a target: the sockets that it makes from now on are its own.

@@ -47,17 +47,30 @@ impl Program {
     /// The path of a build without cgo; built if it isn't there yet, which takes some seconds.
     pub fn binary(self, release: GoRelease, variant: Variant) -> Result<PathBuf> {
         let source = self.source();
-        let recipe = Recipe {
-            name: self.name().to_owned(),
-            sources: &[&source],
-            release,
-            variant,
-        };
-        recipe.make(|output| {
+        self.recipe(&[&source], release, variant).make(|output| {
             let mut go = Toolchain::ensure(release)?.go();
             arguments(&mut go, release, variant);
             run::output(go.arg("-o").arg(output).arg(".").current_dir(&source)).map(drop)
         })
+    }
+
+    /// The name of a build in the cache, which tells sources, version and flags apart.
+    pub(crate) fn entry(self, release: GoRelease, variant: Variant) -> Result<String> {
+        self.recipe(&[&self.source()], release, variant).entry()
+    }
+
+    fn recipe<'a>(
+        self,
+        sources: &'a [&'a Path],
+        release: GoRelease,
+        variant: Variant,
+    ) -> Recipe<'a> {
+        Recipe {
+            name: self.name().to_owned(),
+            sources,
+            release,
+            variant,
+        }
     }
 }
 
@@ -85,26 +98,36 @@ struct Recipe<'a> {
 impl Recipe<'_> {
     /// The path of the build; `make` leaves it at the path that it gets, if it isn't there yet.
     fn make(self, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+        let made = self.entry().and_then(|entry| cache::entry(entry, make));
+        made.with_context(|| {
+            let Self {
+                name,
+                release,
+                variant,
+                ..
+            } = self;
+            format!("{name}: Go {release}, {variant}: no test binary")
+        })
+    }
+
+    /// Its name in the cache, which tells sources, version and flags apart.
+    fn entry(&self) -> Result<String> {
         let Self {
-            name,
-            sources,
-            release,
-            variant,
+            release, variant, ..
         } = self;
         let mut hash = Fnv::default();
         hash.update(format!("{:?}{:?}", release.source(), variant.flags()).as_bytes());
-        for source in sources {
+        for source in self.sources {
             for file in files(source)? {
                 hash.update(file.file_name().unwrap_or_default().as_encoded_bytes());
                 let bytes = fs::read(&file);
                 hash.update(&bytes.with_context(|| file.display().to_string())?);
             }
         }
-        cache::entry(
-            format!("standalone/{name}-{hash}/{release}/{variant}"),
-            make,
-        )
-        .with_context(|| format!("{name}: Go {release}, {variant}: no test binary"))
+        Ok(format!(
+            "standalone/{}-{hash}/{release}/{variant}",
+            self.name
+        ))
     }
 }
 
@@ -133,4 +156,19 @@ fn arguments(go: &mut Command, release: GoRelease, variant: Variant) {
     if variant.is_arm64() {
         go.env("GOARCH", "arm64");
     }
+}
+
+/// The builds that live tests ask for.
+#[must_use]
+pub fn all() -> Vec<(Program, GoRelease, Variant)> {
+    let mut all = vec![(Program::Mapped, GoRelease::NEWEST, Variant::Default)];
+    for release in GoRelease::GENERATIONS {
+        all.push((Program::Connections, release, Variant::Default));
+        if release != GoRelease::Go1_21 {
+            all.push((Program::Connections, release, Variant::StrippedPie));
+            all.push((Program::Http, release, Variant::Default));
+        }
+    }
+    all.push((Program::Connections, GoRelease::NEWEST, Variant::Stripped));
+    all
 }

@@ -18,6 +18,8 @@ use crate::arch::Arch;
 pub(super) struct Machine<'a> {
     pub(super) arch: Arch,
     pub(super) kernel: &'a Kernel,
+    /// QEMU's name for the processor.
+    pub(super) cpu: &'static str,
     /// The userland and the payload.
     pub(super) disks: [&'a Path; 2],
     /// For the kernel, and for our init process.
@@ -29,10 +31,9 @@ pub(super) struct Machine<'a> {
 impl Machine<'_> {
     /// QEMU's command line.
     pub(super) fn command(&self) -> Command {
-        let (machine, cpu, console) = match self.arch {
-            // QEMU 7.2 gets the flags wrong around cmpxchg16b, of which kernels crash.
-            Arch::Amd64 => ("q35", "max,cx16=off,la57=off", "ttyS0"),
-            Arch::Arm64 => ("virt", "neoverse-n1", "ttyAMA0"),
+        let (machine, console) = match self.arch {
+            Arch::Amd64 => ("q35", "ttyS0"),
+            Arch::Arm64 => ("virt", "ttyAMA0"),
         };
         let mut command = Command::new(format!("qemu-system-{}", self.arch.gnu()));
         command
@@ -40,7 +41,7 @@ impl Machine<'_> {
                 "-machine",
                 machine,
                 "-cpu",
-                cpu,
+                self.cpu,
                 "-accel",
                 "tcg,thread=multi",
             ])

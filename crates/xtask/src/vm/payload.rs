@@ -13,6 +13,7 @@ use super::make_disk;
 use crate::arch::Arch;
 use crate::cache;
 use crate::matrix::{self, Binary, Program, Variant};
+use crate::standalone;
 use crate::static_build::StaticBuild;
 
 const INIT: &str = include_str!("payload/init.sh");
@@ -90,7 +91,7 @@ fn install(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The Go programs that the tests run, and their sources, by which the tests name the directory of
+/// The Go programs that the tests run, and their sources, by which the tests name the directories of
 /// the binaries.
 fn add_go_programs(arch: Arch, root: &Path) -> Result<()> {
     for (binary, variant) in binaries(arch) {
@@ -98,9 +99,20 @@ fn add_go_programs(arch: Arch, root: &Path) -> Result<()> {
         let place = Binary { variant, ..binary };
         install(&path, &at(root, &matrix::dir()?.join(place.to_string())))?;
     }
-    for program in Program::ALL {
-        let source = program.source();
-        for file in fs::read_dir(&source)? {
+    for (program, release, variant) in standalone::all() {
+        let build = match arch {
+            Arch::Amd64 => variant,
+            Arch::Arm64 => for_arm64(variant)
+                .with_context(|| format!("{}: {variant} for arm64", program.name()))?,
+        };
+        let path = program.binary(release, build)?;
+        let place = cache::dir()?.join(program.entry(release, variant)?);
+        install(&path, &at(root, &place))?;
+    }
+    let sources = Program::ALL.map(Program::source);
+    let standalone = standalone::Program::ALL.map(standalone::Program::source);
+    for source in sources.iter().chain(&standalone) {
+        for file in fs::read_dir(source)? {
             let file = file?.path();
             install(&file, &at(root, &file))?;
         }
@@ -169,6 +181,10 @@ mod tests {
             for (binary, _) in binaries {
                 assert_eq!(binary.variant.is_arm64(), arch == Arch::Arm64, "{binary}");
             }
+        }
+        for (program, release, variant) in standalone::all() {
+            let counterpart = for_arm64(variant);
+            assert!(counterpart.is_some(), "{program:?} {release} {variant}");
         }
     }
 }

@@ -155,15 +155,16 @@ pub(super) fn print_table(reports: &[Report]) {
             }
         }
     }
-    println!("| kernel | {} | took |", groups.join(" | "));
-    println!("|---|{}---|", "---|".repeat(groups.len()));
+    println!("| kernel | passed | took | {} |", groups.join(" | "));
+    println!("|---|---|---|{}", "---|".repeat(groups.len()));
     for report in reports {
         let cells: Vec<_> = groups.iter().map(|group| report.cell(group)).collect();
         println!(
-            "| {} | {} | {} s |",
+            "| {} | {} | {} s | {} |",
             report.name,
-            cells.join(" | "),
-            report.took.as_secs()
+            report.total(),
+            report.took.as_secs(),
+            cells.join(" | ")
         );
     }
     for report in reports {
@@ -194,6 +195,12 @@ fn is_of_interest(line: &str) -> bool {
 }
 
 impl Report {
+    /// `12 of 12`
+    fn total(&self) -> String {
+        let passed: usize = self.groups.values().map(|(passed, _)| passed).sum();
+        format!("{passed} of {}", passed + self.failed.len())
+    }
+
     fn cell(&self, group: &str) -> String {
         match self.groups.get(group) {
             None => "-".into(),
@@ -241,6 +248,7 @@ vm: done 3.5 s
         assert_eq!(report.cell("keylog"), "1 ok, 1 FAILED");
         assert_eq!(report.cell("packets"), "1 ok");
         assert_eq!(report.cell("other"), "-");
+        assert_eq!(report.total(), "3 of 4");
         assert_eq!(
             report.failed,
             [("keylog::one".into(), "no such key".into())]

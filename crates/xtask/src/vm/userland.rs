@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use super::make_disk;
 use crate::arch::Arch;
+use crate::matrix::Fnv;
 use crate::{cache, debian};
 
 const SUITE: &str = "bookworm";
@@ -33,9 +34,34 @@ const PACKAGES: [&str; 20] = [
     "util-linux",
 ];
 
+/// Files in `/etc`. tcpdump becomes its own user.
+const FILES: [(&str, &str); 4] = [
+    (
+        "passwd",
+        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n\
+         tcpdump:x:100:100::/nonexistent:/bin/sh\n",
+    ),
+    (
+        "group",
+        "root:x:0:\ntty:x:5:\ntcpdump:x:100:\nnogroup:x:65534:\n",
+    ),
+    ("hosts", "127.0.0.1 localhost\n::1 localhost\n"),
+    (
+        "nsswitch.conf",
+        "passwd: files\ngroup: files\nhosts: files\n",
+    ),
+];
+
 /// The disk in the cache, made if need be.
 pub(super) fn ensure(arch: Arch, update: bool) -> Result<PathBuf> {
-    let name = format!("vm/userland-{SUITE}-{arch}.ext4");
+    let mut hash = Fnv::default();
+    for part in PACKAGES
+        .into_iter()
+        .chain(FILES.map(|(_, content)| content))
+    {
+        hash.update(part.as_bytes());
+    }
+    let name = format!("vm/userland-{SUITE}-{arch}-{hash}.ext4");
     if update {
         cache::forget(&name)?;
     }
@@ -67,18 +93,7 @@ fn configure(root: &Path) -> Result<()> {
             fs::remove_dir_all(root.join(dir))?;
         }
     }
-    for (file, content) in [
-        (
-            "passwd",
-            "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n",
-        ),
-        ("group", "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"),
-        ("hosts", "127.0.0.1 localhost\n::1 localhost\n"),
-        (
-            "nsswitch.conf",
-            "passwd: files\ngroup: files\nhosts: files\n",
-        ),
-    ] {
+    for (file, content) in FILES {
         fs::write(root.join("etc").join(file), content)?;
     }
     Ok(())

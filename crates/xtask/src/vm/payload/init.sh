@@ -44,36 +44,43 @@ run() {
     echo "vm: end $name $?"
 }
 
-# Not here: programs of other people and of few tests, and what has nothing to do with the kernel.
-cd /tmp
-common="--skip third_party --skip connections:: --skip inspect:: --skip wrong_input::a_ --skip at_full_speed --skip role"
+# What has nothing to do with the kernel, or wants a program that is not here.
+not_here="--skip third_party --skip caddys_answers --skip etcds_calls --skip grpc_is_read --skip websocket_is_read
+    --skip inspect:: --skip wrong_input::a_ --skip at_full_speed --skip role"
+# Few tests that need everything of which kernels have several kinds.
+quick="exact::go_1_15::stripped_pie exact::go_1_27::default
+    keylog::go_1_24::keys_are_those_that_the_program_logs
+    incomplete::every_lost_byte_is_counted_where_it_is_missing
+    pcap::decryption::go_1_27 doctor::"
+quick_packets="client_is_told_apart_by_clsact_filters_too
+    server_that_starts_later_is_told_apart_across_namespaces"
+# One or more of each kind of test.
+usual="$quick exact::go_1_24::reads_from_returns exact::a_uid_keeps_other_users_processes_out
+    connections::every_generation http::decoded_http http::a_connection_joined
+    plain::both_ends privileges::
+    recording::text_and_json recording::losses recording::packets
+    faults::a_payload_that_is_not_in_memory process::the_executable_may_be
+    harmless::nothing_is_left_in_tracefs
+    pcap::namespace::nothing_of_ours_remains"
+usual_packets="$quick_packets filter_and_snaplen_hold_and_all_packets_are_all
+    filters_of_a_capture_that_was_killed what_remains_of_the_privileges"
 case $tests in
     quick)
-        run live --exact --test-threads 2 \
-            exact::go_1_15::stripped_pie exact::go_1_27::default exact::go_1_24::reads_from_returns \
-            exact::a_uid_keeps_other_users_processes_out \
-            keylog::go_1_24::keys_are_those_that_the_program_logs \
-            incomplete::every_lost_byte_is_counted_where_it_is_missing \
-            harmless::nothing_is_left_in_tracefs \
-            pcap::decryption::go_1_27 pcap::namespace::nothing_of_ours_remains
-        run packets --exact --test-threads 1 \
-            client_is_told_apart_by_clsact_filters_too \
-            server_that_starts_later_is_told_apart_across_namespaces \
-            filter_and_snaplen_hold_and_all_packets_are_all
+        run live --test-threads 2 $not_here $quick
+        run packets --test-threads 1 $not_here $quick_packets
         ;;
-    some)
-        run live --test-threads 2 $common exact::go_1_15 exact::go_1_27 keylog::go_1_27 \
-            pcap::decryption pcap::attribution process::
-        run packets --test-threads 1 $common
+    usual)
+        run live --test-threads 2 $not_here $usual
+        run packets --test-threads 1 $not_here $usual_packets
         ;;
     all)
-        run live --test-threads 2 $common
-        run packets --test-threads 1 $common
+        run live --test-threads 2 $not_here
+        run packets --test-threads 1 $not_here
         ;;
     *)
         filters=$(echo "$tests" | tr , ' ')
-        run live --test-threads 2 $common $filters
-        run packets --test-threads 1 $common $filters
+        run live --test-threads 2 $not_here $filters
+        run packets --test-threads 1 $not_here $filters
         ;;
 esac
 dmesg --level emerg,alert,crit,err,warn 2>/dev/null | grep -E 'BUG|WARNING|Oops|panic|Call Trace' |
