@@ -3,10 +3,11 @@
 //! whatever else the machine does hits all of it.
 //!
 //! `mode` starts and judges a capture, `exchange` is one measurement of messages; `messages`,
-//! `consumer`, `service` and `start` are the sections; `report` and `chart` write what they found.
+//! `consumer`, `service`, `decoding` and `start` are the sections; `report` and `chart` write what they found.
 
 mod chart;
 mod consumer;
+mod decoding;
 mod exchange;
 mod messages;
 mod mode;
@@ -58,6 +59,8 @@ pub enum Section {
     Consumer,
     /// Requests per second and latency of an HTTPS service
     Service,
+    /// What decoding HTTP takes, from recordings and at full load
+    Decoding,
     /// Time and memory until attached
     Start,
 }
@@ -138,6 +141,7 @@ impl Section {
             Self::Messages => messages::measure(bench),
             Self::Consumer => consumer::measure(bench),
             Self::Service => service::measure(bench),
+            Self::Decoding => decoding::measure(bench),
             Self::Start => start::measure(bench),
         }
     }
