@@ -191,7 +191,6 @@ func (e *end) expect(opcode byte, content string) {
 // are more.
 func (e *end) send(opcode byte, content []byte, frames int) {
 	compressed := *deflate && opcode < closing
-	e.logMessage(opcode, content, compressed)
 	wire := content
 	if compressed {
 		wire = deflated(content)
@@ -201,6 +200,9 @@ func (e *end) send(opcode byte, content []byte, frames int) {
 		end := piece * (n + 1)
 		if n == frames-1 || end > len(wire) {
 			end = len(wire)
+		}
+		if n == frames-1 {
+			e.logMessage(opcode, content, compressed) // A message is where it is complete.
 		}
 		e.sendFrame(frame{
 			fin:        n == frames-1,
