@@ -32,7 +32,8 @@ IMPORT = """(async text => {
       responseHeaders: request.responseHeaders.length,
       posted: await request.requestFormData() ?? '',
       content: content.error ?? (content.isTextContent ? content.text : content.base64),
-      messages: request.frames().map(frame => frame.text),
+      // Those of the same time may change places.
+      messages: request.frames().map(frame => frame.text).sort(),
     };
   }));
 })"""
@@ -49,7 +50,7 @@ def expected(entry):
         "responseHeaders": len(response["headers"]),
         "posted": request.get("postData", {}).get("text", ""),
         "content": response["content"].get("text", ""),
-        "messages": [message["data"] for message in entry.get("_webSocketMessages", [])],
+        "messages": sorted(message["data"] for message in entry.get("_webSocketMessages", [])),
     }
 
 

@@ -448,6 +448,58 @@ fn brotli_and_zstd_from_caddy_are_undone() -> Result<()> {
     Ok(())
 }
 
+/// What lasts is announced, its messages are shown as they pass, and its end tells how it went.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn a_watch_is_shown_while_it_lasts() -> Result<()> {
+    let site = Site::new()?;
+    let etcd = Etcd::start(&site)?;
+    let mut command = ecapture();
+    command.args(["gotls", "--pid", &etcd.process.pid().to_string()]);
+    let mut capture = Capture::spawn(&mut command)?;
+    let watch = Child::spawn(&mut etcd.ctl(&site, &["watch", "live/key"])?)?;
+    let mut exchange = String::new();
+    capture.wait_for_line(|line| {
+        let announced =
+            line.contains("/etcdserverpb.Watch/Watch → ") && line.ends_with(", not finished");
+        if announced && let Some(at) = line.find('#') {
+            exchange = line[at..].split(' ').next().unwrap_or_default().to_owned();
+        }
+        announced
+    })?;
+    // Its creation is the first message: from then on it sees what is put.
+    capture.wait_for_line(|line| line.contains(&format!(" {exchange} → message of ")))?;
+    xtask::run::output(&mut etcd.ctl(&site, &["put", "live/key", "the value"])?)?;
+    let mut messages = 0;
+    capture.wait_for_line(|line| {
+        messages += usize::from(line.contains(&format!(" {exchange} → message of ")));
+        messages == 2
+    })?;
+    drop(watch); // It is killed, and so ends the connection.
+    let end = format!(" {exchange} ← POST ");
+    capture.wait_for_line(|line| line.contains(&end) && !line.ends_with(", not finished"))?;
+    capture.child().signal(Signal::INT)?;
+    let text = capture.end()?.success()?.stdout_text();
+    let events: Vec<_> = text
+        .split(&format!(" {exchange} → message of "))
+        .skip(1)
+        .collect();
+    ensure!(events.len() == 2, "{} messages: {text}", events.len());
+    ensure!(
+        events[1].contains("live/key") && events[1].contains("the value"),
+        "{text}"
+    );
+    let last = text
+        .lines()
+        .rfind(|line| line.contains(&end))
+        .unwrap_or_default();
+    ensure!(
+        last.contains(", 3 messages, "),
+        "one of the client, two of the server: {last}"
+    );
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn etcds_calls_are_grpc() -> Result<()> {

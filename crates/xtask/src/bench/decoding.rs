@@ -305,7 +305,9 @@ fn load(bench: &Bench, proto: &str, args: &[&str]) -> Result<Load> {
 /// How many exchanges with a response an output shows, if it is one that does.
 fn decoded(mut output: File, args: &[&str]) -> Result<Option<u64>> {
     let is_exchange: fn(&str) -> bool = match args {
-        ["--format", "text"] => |line| line.contains(" → 200 OK, ") && !line.ends_with("not finished"),
+        ["--format", "text"] => {
+            |line| line.contains(" → 200 OK, ") && !line.ends_with("not finished")
+        }
         [.., "http"] => |line| line.contains(r#""ending":"complete","complete":true"#),
         _ => return Ok(None),
     };
