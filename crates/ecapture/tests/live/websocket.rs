@@ -13,7 +13,7 @@ use xtask::standalone;
 use crate::capture::{Capture, Signal, ecapture};
 use crate::exchange::{LONG, Program};
 use crate::har;
-use crate::plain::{assert_clean, fields};
+use crate::plain::{assert_clean, columns, fields};
 use crate::third_party::{Caddy, Site};
 
 /// A message, by what made it: `client`, `text`, content.
@@ -246,6 +246,16 @@ fn tshark_reads_the_frames_that_were_sent() -> Result<()> {
         let path = file.to_str().context("not UTF-8")?;
         let (log, _) = captured(release, "", &["-m", "plain", "-w", path])?;
         assert_clean(&file)?;
+        // Both ends, so each text that fits into a frame is there twice, unmasked.
+        let texts = columns(&file, "websocket.opcode == 1", &["websocket.payload.text"])?;
+        for (_, kind, content) in sent(&log, "server")? {
+            let said = String::from_utf8_lossy(&content);
+            let count = texts.iter().filter(|text| **text == said).count();
+            ensure!(
+                kind != "text" || said.is_empty() || count >= 2,
+                "{said}: {texts:#?}"
+            );
+        }
         // Connection 0 is one end, connection 1 the other.
         for connection in 0..2 {
             for from in ["client", "server"] {
@@ -321,7 +331,7 @@ fn frames_seen(file: &std::path::Path, filter: &str) -> Result<Vec<String>> {
         "websocket.payload_length_ext_64",
     ];
     let mut seen = Vec::new();
-    for line in crate::plain::columns(file, filter, &NAMES)? {
+    for line in columns(file, filter, &NAMES)? {
         let columns: Vec<Vec<&str>> = line.split('\t').map(|cell| values(cell)).collect();
         let [fin, opcode, mask, compressed, length, medium, long] = &columns[..] else {
             anyhow::bail!("{line:?}");
