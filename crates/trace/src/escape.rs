@@ -17,13 +17,20 @@ pub fn escape_payload(out: &mut Vec<u8>, payload: &[u8]) {
 /// A name for a header line or a message, without a line break: that of a thread or a file.
 pub fn escape_name(name: &[u8]) -> Cow<'_, str> {
     match std::str::from_utf8(name) {
-        Ok(name) if name.bytes().all(|byte| matches!(byte, b' '..=b'~')) => Cow::Borrowed(name),
+        Ok(text) if is_printable_ascii(name) => Cow::Borrowed(text),
         _ => {
             let mut escaped = Vec::new();
             escape(&mut escaped, name, false);
             Cow::Owned(String::from_utf8_lossy(&escaped).into_owned())
         }
     }
+}
+
+/// Looks at all bytes, whatever it finds: so many are looked at at once.
+fn is_printable_ascii(bytes: &[u8]) -> bool {
+    bytes
+        .iter()
+        .fold(true, |all, byte| all & matches!(byte, b' '..=b'~'))
 }
 
 /// Copies runs of harmless ASCII at once, and looks at what is between them one by one.

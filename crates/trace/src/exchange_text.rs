@@ -402,7 +402,9 @@ fn fields(out: &mut Vec<u8>, fields: &[Field], unknown: usize) {
             .value
             .as_deref()
             .map_or("(unknown)".into(), escape_name);
-        out.extend_from_slice(format!("{}: {value}\n", escape_name(&field.name)).as_bytes());
+        for part in [&escape_name(&field.name), ": ", &value, "\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
     }
     if unknown > 0 {
         text(out, format!("[{unknown} unknown header fields]").as_bytes());

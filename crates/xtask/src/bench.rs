@@ -3,10 +3,12 @@
 //! whatever else the machine does hits all of it.
 //!
 //! `mode` starts and judges a capture, `exchange` is one measurement of messages; `messages`,
-//! `consumer`, `service`, `start` and `execs` are the sections; `report` and `chart` write what they found.
+//! `consumer`, `service`, `decoding`, `start` and `execs` are the sections; `report` and `chart` write what they
+//! found.
 
 mod chart;
 mod consumer;
+mod decoding;
 mod exchange;
 mod execs;
 mod messages;
@@ -59,6 +61,8 @@ pub enum Section {
     Consumer,
     /// Requests per second and latency of an HTTPS service
     Service,
+    /// What decoding HTTP takes, from recordings and at full load
+    Decoding,
     /// Time and memory until attached
     Start,
     /// Starting programs while all are captured
@@ -141,6 +145,7 @@ impl Section {
             Self::Messages => messages::measure(bench),
             Self::Consumer => consumer::measure(bench),
             Self::Service => service::measure(bench),
+            Self::Decoding => decoding::measure(bench),
             Self::Start => start::measure(bench),
             Self::Execs => execs::measure(bench),
         }

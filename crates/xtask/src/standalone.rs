@@ -18,23 +18,35 @@ pub mod shared;
 pub enum Program {
     /// Makes connections of every kind and logs what they connect.
     Connections,
+    /// Sends what is meant to harm who looks on.
+    Hostile,
     /// Makes HTTP requests of every kind and logs them and their responses.
     Http,
     /// Sends memory that is mapped from a file and not resident.
     Mapped,
+    /// Talks over WebSocket, and logs messages and frames.
+    WebSocket,
 }
 
 impl Program {
     /// Every one.
-    pub const ALL: [Self; 3] = [Self::Connections, Self::Http, Self::Mapped];
+    pub const ALL: [Self; 5] = [
+        Self::Connections,
+        Self::Hostile,
+        Self::Http,
+        Self::Mapped,
+        Self::WebSocket,
+    ];
 
     /// The program's file name: `connections`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Connections => "connections",
+            Self::Hostile => "hostile",
             Self::Http => "http",
             Self::Mapped => "mapped",
+            Self::WebSocket => "websocket",
         }
     }
 

@@ -11,6 +11,7 @@ use tungstenite::{Message, WebSocket};
 
 use super::address::EventAddress;
 use super::queue::Queue;
+use crate::log;
 
 /// Pauses between two attempts to reach the server: from the first one on they double.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -39,19 +40,36 @@ pub(crate) fn start(address: EventAddress, queue: Arc<Queue>) -> io::Result<()> 
 
 fn run(address: &EventAddress, queue: &Queue) {
     let mut pause = FIRST_PAUSE;
+    let mut trouble = Trouble::default();
     loop {
-        if let Ok(mut server) = Server::connect(address) {
-            match server.send_all(queue, &mut pause) {
-                Ok(()) => return server.bye(),
-                Err(_) if queue.is_done() => return,
-                Err(_) => {}
-            }
-        }
+        let sent = Server::connect(address).and_then(|mut server| {
+            server.send_all(queue, &mut pause)?;
+            server.bye();
+            Ok(())
+        });
+        let Err(error) = sent else {
+            return;
+        };
         if queue.is_done() {
             return;
         }
+        trouble.say(address, &error);
         queue.pause(pause, FIRST_PAUSE);
         pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// What kept events from being sent, of which nobody wants to read at each attempt.
+#[derive(Default)]
+struct Trouble(String);
+
+impl Trouble {
+    fn say(&mut self, address: &EventAddress, error: &io::Error) {
+        let said = format!("events to {address}: {error}; ecapture keeps trying");
+        if self.0 != said {
+            log::line(&format!("note: {}", trace::escape_name(said.as_bytes())));
+            self.0 = said;
+        }
     }
 }
 

@@ -3,12 +3,13 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use xtask::process::{Child, Stream};
+use xtask::process::{Child, Stream, patient};
 
 use crate::capture::{Capture, Signal, ecapture};
 use crate::exchange::{LONG, Program};
@@ -203,6 +204,182 @@ fn a_websocket_gets_a_message_for_each_event() -> Result<()> {
     Ok(())
 }
 
+/// A server's certificate, and what vouches for it.
+struct Certificates(tempfile::TempDir);
+
+impl Certificates {
+    fn new() -> Result<Self> {
+        let certificates = Self(tempfile::tempdir()?);
+        let new = |name: &str, args: &[&str]| {
+            let mut command = Command::new("openssl");
+            command.args(["req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"]);
+            command.args(["-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj"]);
+            command.arg(format!("/CN={name}")).args(args);
+            command
+                .arg("-keyout")
+                .arg(certificates.path(&format!("{name}.key")));
+            command
+                .arg("-out")
+                .arg(certificates.path(&format!("{name}.pem")));
+            xtask::run::output(&mut command)
+        };
+        new("authority", &["-addext", "keyUsage=keyCertSign"])?;
+        let (authority, key) = (
+            certificates.path("authority.pem"),
+            certificates.path("authority.key"),
+        );
+        let path = |path: &Path| path.to_str().map(str::to_owned).context("not UTF-8");
+        new(
+            "server",
+            &[
+                "-addext",
+                "basicConstraints=critical,CA:FALSE",
+                "-addext",
+                "subjectAltName=DNS:localhost",
+                "-CA",
+                &path(&authority)?,
+                "-CAkey",
+                &path(&key)?,
+            ],
+        )?;
+        Ok(certificates)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// What a server needs to accept TLS connections.
+    fn server(&self) -> Result<Arc<rustls::ServerConfig>> {
+        use rustls::pki_types::pem::PemObject;
+        use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+        let certificate = CertificateDer::from_pem_file(self.path("server.pem"))?;
+        let key = PrivateKeyDer::from_pem_file(self.path("server.key"))?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key)?;
+        Ok(Arc::new(config))
+    }
+}
+
+/// The next connection to a server, as TLS.
+fn accept_tls(
+    server: &TcpListener,
+    certificates: &Certificates,
+) -> Result<rustls::StreamOwned<rustls::ServerConnection, TcpStream>> {
+    let (stream, _) = server.accept()?;
+    stream.set_read_timeout(Some(LONG))?;
+    let tls = rustls::ServerConnection::new(certificates.server()?)?;
+    Ok(rustls::StreamOwned::new(tls, stream))
+}
+
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn a_websocket_over_tls_gets_a_message_for_each_event() -> Result<()> {
+    let program = Program::newest()?;
+    let certificates = Certificates::new()?;
+    let server = TcpListener::bind("127.0.0.1:0")?;
+    let address = format!("wss://localhost:{}/events", server.local_addr()?.port());
+    let mut command = capturing(&program, &address);
+    command.env("SSL_CERT_FILE", certificates.path("authority.pem"));
+    let capture = Capture::spawn(&mut command)?;
+    let stream = accept_tls(&server, &certificates)?;
+    let mut socket = tungstenite::accept(stream).map_err(|error| anyhow::anyhow!("{error}"))?;
+    let reader = std::thread::spawn(move || {
+        let mut messages = Vec::new();
+        while let Ok(message) = socket.read() {
+            if message.is_text() {
+                messages.push(message.to_string());
+            }
+        }
+        messages
+    });
+    program.run("-conns 2 -sizes 1000,100000")?;
+    let summary = end(capture)?;
+    let messages = reader.join().expect("it does not panic");
+    let objects = objects(messages.iter().map(String::as_str))?;
+    assert!(objects.iter().any(|object| object["type"] == "data"));
+    assert_eq!(delivered(&summary)?, (objects.len(), 0), "{summary}");
+    Ok(())
+}
+
+/// Nothing is said to a server that nobody trusted vouches for, and why is said.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn a_server_without_a_trusted_certificate_gets_nothing() -> Result<()> {
+    let program = Program::newest()?;
+    let certificates = Certificates::new()?;
+    let others = Certificates::new()?;
+    let server = TcpListener::bind("127.0.0.1:0")?;
+    let address = format!("wss://localhost:{}/events", server.local_addr()?.port());
+    let mut command = capturing(&program, &address);
+    command.env("SSL_CERT_FILE", others.path("authority.pem"));
+    let mut capture = Capture::spawn(&mut command)?;
+    let mut stream = accept_tls(&server, &certificates)?;
+    let read = stream.read(&mut [0; 1]);
+    assert!(read.is_err(), "{read:?}");
+    drop(server);
+    let note = format!("note: events to {address}: ");
+    let said = capture
+        .child()
+        .wait_for_prefix(Stream::Stderr, LONG, &note)?;
+    assert!(
+        said.contains("certificate") && said.ends_with("ecapture keeps trying"),
+        "{said}"
+    );
+    program.run("-sizes 1000")?;
+    let (sent, lost) = delivered(&end(capture)?)?;
+    assert!(sent == 0 && lost > 0, "{sent} {lost}");
+    Ok(())
+}
+
+/// A file that is old enough begins anew with the next event, and nothing is missing.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn files_begin_anew_after_a_time() -> Result<()> {
+    let program = Program::newest()?;
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("events.json");
+    let mut command = capturing(&program, &path.display().to_string());
+    let capture = Capture::spawn(command.args(["--eventroratetime", "1"]))?;
+    let runs = 3;
+    for run in 1..=runs {
+        program.run("-sizes 1000")?;
+        // Both ends of each connection are closed, and that is written to a file that is there by now.
+        wait_until(|| Ok(all_text(dir.path())?.matches(r#""closed""#).count() == 2 * run))?;
+        std::thread::sleep(Duration::from_millis(1100));
+    }
+    end(capture)?;
+    let (mut sum, mut files) = (0, 0);
+    for entry in fs::read_dir(dir.path())? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        assert!(
+            name.starts_with("events") && name.ends_with(".json"),
+            "{name}"
+        );
+        for object in objects(fs::read_to_string(entry.path())?.lines())? {
+            sum += object["length"].as_u64().unwrap_or(0);
+        }
+        files += 1;
+    }
+    assert_eq!(sum, runs as u64 * 4000, "two ends, there and back");
+    assert!(files >= runs, "{files}");
+    Ok(())
+}
+
+/// What the files in a directory hold.
+fn all_text(dir: &Path) -> Result<String> {
+    let mut text = String::new();
+    for entry in fs::read_dir(dir)? {
+        text += &fs::read_to_string(entry?.path())?;
+    }
+    Ok(text)
+}
+
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn stdout_shows_it_too_if_asked() -> Result<()> {
@@ -244,13 +421,16 @@ fn the_log_has_what_stderr_would_have_had() -> Result<()> {
 }
 
 fn wait_for(file: &Path, text: &str) -> Result<()> {
-    for _ in 0..LONG.as_secs() * 10 {
-        if fs::read_to_string(file).is_ok_and(|log| log.contains(text)) {
-            return Ok(());
-        }
+    let is_there = || Ok(fs::read_to_string(file).is_ok_and(|log| log.contains(text)));
+    wait_until(is_there).with_context(|| format!("{text:?} is not in {}", file.display()))
+}
+
+fn wait_until(mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + patient(LONG);
+    while !is_so()? {
+        ensure!(Instant::now() < deadline, "not within {LONG:?}");
         std::thread::sleep(Duration::from_millis(100));
     }
-    ensure!(false, "{text:?} is not in {}", file.display());
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use xtask::standalone;
 
 use crate::capture::{Capture, Signal, ecapture};
 use crate::exchange::{LONG, Program};
+use crate::har;
 use crate::third_party::{Caddy, Etcd, Site};
 
 /// An exchange as the program logged it.
@@ -178,9 +179,15 @@ fn compare_all(lines: &[Value], logged: &[Logged]) -> Result<()> {
 }
 
 fn decoded_equals_logged(release: GoRelease, flags: &str) -> Result<()> {
+    decoded_with("", release, flags)
+}
+
+/// The same with more flags for ecapture.
+fn decoded_with(capture_flags: &str, release: GoRelease, flags: &str) -> Result<()> {
     let program = http(release)?;
     let path = program.path().to_str().context("not UTF-8")?.to_owned();
-    let capture = capture(&["-e", &path], "--events http,undecoded,lost")?;
+    let capture_flags = format!("--events http,undecoded,lost {capture_flags}");
+    let capture = capture(&["-e", &path], &capture_flags)?;
     let logged = logged(Child::spawn(&mut program.command(flags))?)?;
     ensure!(!logged.is_empty(), "nothing logged");
     compare_all(&lines(capture)?, &logged).with_context(|| format!("Go {release}, {flags}"))
@@ -197,6 +204,19 @@ fn decoded_http_is_what_both_ends_logged() -> Result<()> {
     ] {
         for flags in ["-proto h1", "-proto h2", "-proto h1 -concurrent 5"] {
             decoded_equals_logged(release, flags)?;
+        }
+    }
+    Ok(())
+}
+
+/// Bodies of 3 MB; every other one of unknown length, in chunks of all sizes.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn uploads_in_chunks_are_what_both_ends_logged() -> Result<()> {
+    for release in [GoRelease::Go1_15, GoRelease::NEWEST] {
+        for proto in ["h1", "h2"] {
+            let flags = format!("-proto {proto} -requests 7 -upload 3000000");
+            decoded_with("--max-body 4000000", release, &flags)?;
         }
     }
     Ok(())
@@ -272,22 +292,22 @@ fn redacted_values_are_in_no_output() -> Result<()> {
         ("h2", "json"),
     ] {
         let program = http(GoRelease::NEWEST)?;
-        let har = directory.path().join(format!("{proto}-{format}.har"));
+        let path = directory.path().join(format!("{proto}-{format}.har"));
         let mut command = ecapture();
         command.args(["gotls", "--redact", "default", "--format", format, "-e"]);
-        command.arg(program.path()).arg("--har").arg(&har);
+        command.arg(program.path()).arg("--har").arg(&path);
         let mut capture = Capture::spawn(&mut command)?;
         let logged = logged(Child::spawn(
             &mut program.command(&format!("-proto {proto}")),
         )?)?;
         capture.child().signal(Signal::INT)?;
         let stdout = capture.end()?.success()?.stdout_text();
-        let har = fs::read_to_string(har)?;
+        let har = fs::read_to_string(&path)?;
         for text in [&stdout, &har] {
             ensure!(!text.contains("secret-"), "{proto} {format}: {text}");
             ensure!(text.contains("[redacted]") && text.contains("always the same"));
         }
-        let har: Value = serde_json::from_str(&har)?;
+        let har = har::valid(&path)?;
         let entries = har["log"]["entries"].as_array().context("no entries")?;
         ensure!(
             entries.len() == 2 * logged.len(),
@@ -321,7 +341,7 @@ fn a_har_file_is_private_and_complete_even_if_nobody_reads_the_text() -> Result<
         fs::metadata(&path)?.permissions().mode() & 0o777 == 0o600,
         "mode"
     );
-    let har: Value = serde_json::from_slice(&fs::read(&path)?)?;
+    let har = har::valid(&path)?;
     ensure!(har["log"]["version"] == "1.2", "{har}");
     Ok(())
 }
@@ -379,6 +399,104 @@ fn caddys_answers_to_curl() -> Result<()> {
         let smaller = length < expected.len() as u64;
         ensure!(smaller == coding.is_some(), "{index}: {length} bytes");
     }
+    Ok(())
+}
+
+/// Codings that Go itself does not have.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn brotli_and_zstd_from_caddy_are_undone() -> Result<()> {
+    let site = Site::new()?;
+    let hello = "Grüße from caddy: plain as day\n".repeat(100);
+    fs::create_dir(site.path("br"))?;
+    for name in ["br/hello.txt", "zstd.txt"] {
+        fs::write(site.path(name), &hello)?;
+    }
+    // Made by the reference encoder, which caddy doesn't have.
+    fs::write(site.path("br/hello.txt.br"), include_bytes!("hello.txt.br"))?;
+    let directives = "encode /zstd.txt zstd\n\tfile_server /br/* {\n\t\tprecompressed br\n\t}";
+    let caddy = Caddy::serve(&site, directives)?;
+    let pid = caddy.process.pid().to_string();
+    let capture = capture(&["--pid", &pid], "--events http,undecoded,lost")?;
+    let asked = [
+        ("br/hello.txt", "br", "--http1.1"),
+        ("br/hello.txt", "br", "--http2"),
+        ("zstd.txt", "zstd", "--http1.1"),
+        ("zstd.txt", "zstd", "--http2"),
+    ];
+    for (path, _, version) in asked {
+        ensure!(caddy.curl(&site, path, &format!("{version} --compressed"))? == hello);
+    }
+    let lines = lines(capture)?;
+    let found = exchanges(&lines);
+    ensure!(found.len() == asked.len(), "{} exchanges", found.len());
+    for (exchange, (path, coding, version)) in found.into_iter().zip(asked) {
+        let body = &exchange["response"]["body"];
+        ensure!(
+            exchange["complete"] == true && body["coding"] == coding,
+            "{path} {version}: {exchange:#}"
+        );
+        ensure!(
+            body["text"] == hello.as_str(),
+            "{path} {version}: {exchange:#}"
+        );
+        ensure!(
+            body["length"].as_u64().is_some_and(|length| length < 1000),
+            "{exchange:#}"
+        );
+    }
+    Ok(())
+}
+
+/// What lasts is announced, its messages are shown as they pass, and its end tells how it went.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn a_watch_is_shown_while_it_lasts() -> Result<()> {
+    let site = Site::new()?;
+    let etcd = Etcd::start(&site)?;
+    let mut command = ecapture();
+    command.args(["gotls", "--pid", &etcd.process.pid().to_string()]);
+    let mut capture = Capture::spawn(&mut command)?;
+    let watch = Child::spawn(&mut etcd.ctl(&site, &["watch", "live/key"])?)?;
+    let mut exchange = String::new();
+    capture.wait_for_line(|line| {
+        let announced =
+            line.contains("/etcdserverpb.Watch/Watch → ") && line.ends_with(", not finished");
+        if announced && let Some(at) = line.find('#') {
+            exchange = line[at..].split(' ').next().unwrap_or_default().to_owned();
+        }
+        announced
+    })?;
+    // Its creation is the first message: from then on it sees what is put.
+    capture.wait_for_line(|line| line.contains(&format!(" {exchange} → message of ")))?;
+    xtask::run::output(&mut etcd.ctl(&site, &["put", "live/key", "the value"])?)?;
+    let mut messages = 0;
+    capture.wait_for_line(|line| {
+        messages += usize::from(line.contains(&format!(" {exchange} → message of ")));
+        messages == 2
+    })?;
+    drop(watch); // It is killed, and so ends the connection.
+    let end = format!(" {exchange} ← POST ");
+    capture.wait_for_line(|line| line.contains(&end) && !line.ends_with(", not finished"))?;
+    capture.child().signal(Signal::INT)?;
+    let text = capture.end()?.success()?.stdout_text();
+    let events: Vec<_> = text
+        .split(&format!(" {exchange} → message of "))
+        .skip(1)
+        .collect();
+    ensure!(events.len() == 2, "{} messages: {text}", events.len());
+    ensure!(
+        events[1].contains("live/key") && events[1].contains("the value"),
+        "{text}"
+    );
+    let last = text
+        .lines()
+        .rfind(|line| line.contains(&end))
+        .unwrap_or_default();
+    ensure!(
+        last.contains(", 3 messages"),
+        "one of the client, two of the server: {last}"
+    );
     Ok(())
 }
 

@@ -18,12 +18,20 @@ pub(crate) fn version() -> Result<(u32, u32)> {
 
 /// What a process has of memory that is not a file's (nor a ring buffer's), in bytes.
 pub(crate) fn anonymous_memory(pid: u32) -> Result<u64> {
+    memory(pid, "RssAnon:")
+}
+
+/// The most that was ever resident of a process, in bytes. A ring buffer counts twice: it is mapped twice.
+pub(crate) fn peak_memory(pid: u32) -> Result<u64> {
+    memory(pid, "VmHWM:")
+}
+
+/// A field in kB of a process's status, in bytes.
+fn memory(pid: u32, field: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
     let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    let kib: u64 = kib.context("no RssAnon")?.parse()?;
+    let kib: u64 = kib.with_context(|| format!("no {field}"))?.parse()?;
     Ok(kib * 1024)
 }
 

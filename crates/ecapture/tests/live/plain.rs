@@ -10,6 +10,7 @@ use xtask::matrix::GoRelease;
 
 use crate::capture::{Capture, Signal, ecapture};
 use crate::https::{self, Parties, requests};
+use crate::third_party::{Etcd, Site};
 use crate::wireshark::{self, Recording};
 
 /// tshark with the checks that are off by default.
@@ -23,8 +24,17 @@ fn tshark(file: &Path, args: &[&str]) -> Result<String> {
 }
 
 /// The values of fields, a line for each packet that has any.
-fn fields(file: &Path, filter: &str, names: &[&str]) -> Result<Vec<String>> {
-    let mut args = vec!["-Y", filter, "-T", "fields", "-E", "separator= "];
+pub(crate) fn fields(file: &Path, filter: &str, names: &[&str]) -> Result<Vec<String>> {
+    separated(file, filter, names, "separator= ")
+}
+
+/// The same with tabs between fields, and commas between several values of one.
+pub(crate) fn columns(file: &Path, filter: &str, names: &[&str]) -> Result<Vec<String>> {
+    separated(file, filter, names, "separator=/t")
+}
+
+fn separated(file: &Path, filter: &str, names: &[&str], separator: &str) -> Result<Vec<String>> {
+    let mut args = vec!["-Y", filter, "-T", "fields", "-E", separator];
     for name in names {
         args.extend(["-e", name]);
     }
@@ -33,7 +43,7 @@ fn fields(file: &Path, filter: &str, names: &[&str]) -> Result<Vec<String>> {
 }
 
 /// Nothing that Wireshark would warn of.
-fn assert_clean(file: &Path) -> Result<()> {
+pub(crate) fn assert_clean(file: &Path) -> Result<()> {
     let complaints = "_ws.malformed || _ws.expert.severity >= 6291456 \
                       || ip.checksum.status == 0 || tcp.checksum.status == 0 || tcp.analysis.flags";
     let found = fields(file, complaints, &["frame.number", "_ws.expert.message"])?;
@@ -107,6 +117,74 @@ fn both_ends_of_a_connection_are_two_connections() -> Result<()> {
         paths.iter().filter(|line| line.starts_with("0 ")).count(),
         logged.len() / 2
     );
+    Ok(())
+}
+
+/// etcd's calls as tshark reads them are what was put and got.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn grpc_calls_of_etcd_are_what_was_put() -> Result<()> {
+    let site = Site::new()?;
+    let etcd = Etcd::start(&site)?;
+    let file = site.path("plain.pcapng");
+    let mut command = ecapture();
+    command.args(["gotls", "-m", "plain", "--pid"]);
+    command
+        .arg(etcd.process.pid().to_string())
+        .arg("-w")
+        .arg(&file);
+    let mut capture = Capture::spawn(&mut command)?;
+    let values = ["first value", "second value"];
+    for value in values {
+        xtask::run::output(&mut etcd.ctl(&site, &["put", "live/key", value])?)?;
+    }
+    xtask::run::output(&mut etcd.ctl(&site, &["get", "live/key"])?)?;
+    capture.child().signal(Signal::INT)?;
+    capture.end()?.success()?;
+
+    assert_clean(&file)?;
+    let paths = fields(&file, "http2.headers.path", &["http2.headers.path"])?;
+    let calls: Vec<_> = paths
+        .iter()
+        .filter(|path| path.contains("etcdserverpb.KV"))
+        .collect();
+    assert_eq!(
+        calls,
+        [
+            "/etcdserverpb.KV/Put",
+            "/etcdserverpb.KV/Put",
+            "/etcdserverpb.KV/Range"
+        ]
+    );
+    // PutRequest has the key as field 1 and the value as field 2 (etcd's rpc.proto).
+    let put = |value: &str| {
+        let mut message = vec![0x0a, 8];
+        message.extend(b"live/key");
+        message.extend([0x12, value.len() as u8]);
+        message.extend(value.bytes());
+        message
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>()
+    };
+    let to_etcd = "grpc && http2.headers.path contains \"Put\" || grpc && !http2.headers.status && tcp.dstport != 0";
+    let messages = columns(
+        &file,
+        to_etcd,
+        &["grpc.message_length", "grpc.message_data"],
+    )?;
+    for value in values {
+        let data = put(value);
+        let expected = format!("{}\t{data}", data.len() / 2);
+        let found = messages.iter().filter(|line| **line == expected).count();
+        assert_eq!(found, 1, "{expected}: {messages:#?}");
+    }
+    let statuses = fields(
+        &file,
+        "http2.header.name == \"grpc-status\"",
+        &["http2.headers.path"],
+    )?;
+    assert!(statuses.len() >= 3, "{statuses:?}");
     Ok(())
 }
 

@@ -112,6 +112,11 @@ impl Caddy {
         Ok(Self { process, port })
     }
 
+    /// Where it serves.
+    pub(crate) fn address(&self) -> String {
+        format!("localhost:{}", self.port)
+    }
+
     /// What curl gets for a file.
     pub(crate) fn curl(&self, site: &Site, path: &str, flags: &str) -> Result<String> {
         xtask::run::output(

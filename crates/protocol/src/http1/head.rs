@@ -17,7 +17,8 @@ pub const FIELDS_MAX: usize = 1000;
 /// known not to have one.
 pub(super) fn head_length(bytes: &[u8], scanned: usize) -> Option<usize> {
     let from = scanned.saturating_sub(3);
-    let mut line_ends = (from..bytes.len()).filter(|at| bytes[*at] == b'\n');
+    let line_ends = memchr::memchr_iter(b'\n', bytes.get(from..).unwrap_or_default());
+    let mut line_ends = line_ends.map(|at| from + at);
     line_ends.find_map(|at| match bytes[at + 1..] {
         [b'\n', ..] => Some(at + 2),
         [b'\r', b'\n', ..] => Some(at + 3),
@@ -63,16 +64,16 @@ pub(super) enum Framing {
 
 /// Parses a complete request head.
 pub(super) fn parse_request(bytes: &[u8]) -> Result<RequestHead, Trouble> {
-    let unfolded = unfold(bytes);
-    let mut fields = vec![httparse::EMPTY_HEADER; field_slots(&unfolded)];
+    let lines = Lines::of(bytes);
+    let mut fields = vec![httparse::EMPTY_HEADER; field_slots(&lines.sent)];
     let mut request = httparse::Request::new(&mut fields);
-    request.parse(&unfolded).map_err(trouble)?;
+    request.parse(&lines.parsable).map_err(trouble)?;
     let (Some(method), Some(target), Some(version)) =
         (request.method, request.path, request.version)
     else {
         return Err(Trouble::Malformed("request head"));
     };
-    let fields = owned(request.headers);
+    let fields = lines.owned(request.headers);
     let host = values(&fields, "host").next().map(<[u8]>::to_vec);
     let target = Target::of(method, target.as_bytes());
     Ok(RequestHead {
@@ -89,12 +90,12 @@ pub(super) fn parse_request(bytes: &[u8]) -> Result<RequestHead, Trouble> {
 
 /// Parses a complete response head.
 pub(super) fn parse_response(bytes: &[u8]) -> Result<ResponseHead, Trouble> {
-    let unfolded = unfold(bytes);
-    let mut fields = vec![httparse::EMPTY_HEADER; field_slots(&unfolded)];
+    let lines = Lines::of(bytes);
+    let mut fields = vec![httparse::EMPTY_HEADER; field_slots(&lines.sent)];
     let mut response = httparse::Response::new(&mut fields);
     httparse::ParserConfig::default()
         .allow_spaces_after_header_name_in_responses(true)
-        .parse_response(&mut response, &unfolded)
+        .parse_response(&mut response, &lines.parsable)
         .map_err(trouble)?;
     let (Some(status), Some(version)) = (response.code, response.version) else {
         return Err(Trouble::Malformed("response head"));
@@ -105,8 +106,8 @@ pub(super) fn parse_response(bytes: &[u8]) -> Result<ResponseHead, Trouble> {
     Ok(ResponseHead {
         version: version_of(version),
         status: Some(status),
-        reason: reason(&unfolded),
-        fields: owned(response.headers),
+        reason: reason(&lines.sent),
+        fields: lines.owned(response.headers),
         unknown_fields: 0,
         wire_length: bytes.len() as u64,
     })
@@ -114,10 +115,10 @@ pub(super) fn parse_response(bytes: &[u8]) -> Result<ResponseHead, Trouble> {
 
 /// Parses a trailer section with its empty line.
 pub(super) fn parse_trailers(bytes: &[u8]) -> Result<Vec<Field>, Trouble> {
-    let unfolded = unfold(bytes);
-    let mut fields = vec![httparse::EMPTY_HEADER; field_slots(&unfolded)];
-    match httparse::parse_headers(&unfolded, &mut fields) {
-        Ok(httparse::Status::Complete((_, fields))) => Ok(owned(fields)),
+    let lines = Lines::of(bytes);
+    let mut fields = vec![httparse::EMPTY_HEADER; field_slots(&lines.sent)];
+    match httparse::parse_headers(&lines.parsable, &mut fields) {
+        Ok(httparse::Status::Complete((_, fields))) => Ok(lines.owned(fields)),
         Ok(httparse::Status::Partial) => Err(Trouble::Malformed("trailer section")),
         Err(error) => Err(trouble(error)),
     }
@@ -271,14 +272,71 @@ fn version_of(minor: u8) -> Version {
     }
 }
 
-fn owned(fields: &[httparse::Header<'_>]) -> Vec<Field> {
-    fields
-        .iter()
-        .map(|field| Field {
+/// The lines of a head. Go's client accepts control characters in the values of fields, which are invalid
+/// (RFC 9110 section 5.5): who looks on has to see what it sees.
+struct Lines<'a> {
+    /// As they were sent, but unfolded.
+    sent: Cow<'a, [u8]>,
+    /// The same with something else in the place of control characters, which `httparse` refuses.
+    parsable: Cow<'a, [u8]>,
+}
+
+impl<'a> Lines<'a> {
+    fn of(head: &'a [u8]) -> Self {
+        let sent = unfold(head);
+        let parsable = without_control_characters(&sent).map_or_else(|| sent.clone(), Cow::Owned);
+        Self { sent, parsable }
+    }
+
+    fn owned(&self, fields: &[httparse::Header<'_>]) -> Vec<Field> {
+        let field = |field: &httparse::Header<'_>| Field {
             name: field.name.as_bytes().to_vec(),
-            value: Some(field.value.trim_ascii().to_vec()),
-        })
-        .collect()
+            value: Some(self.as_sent(field.value).trim_ascii().to_vec()),
+        };
+        fields.iter().map(field).collect()
+    }
+
+    /// What was sent in the place of a part of `parsable`.
+    fn as_sent<'b>(&'b self, part: &'b [u8]) -> &'b [u8] {
+        let at = part
+            .as_ptr()
+            .addr()
+            .checked_sub(self.parsable.as_ptr().addr());
+        at.and_then(|at| self.sent.get(at..at + part.len()))
+            .unwrap_or(part)
+    }
+}
+
+/// A copy with question marks for the control characters in values of fields and in the reason phrase, if
+/// there are any.
+fn without_control_characters(head: &[u8]) -> Option<Vec<u8>> {
+    // Without branches, so that it is done for many bytes at once; `unfold` likewise.
+    let is_control = |byte: &u8| {
+        (*byte < b' ') & (*byte != b'\t') & (*byte != b'\r') & (*byte != b'\n') | (*byte == 0x7f)
+    };
+    if !head.iter().fold(false, |any, byte| any | is_control(byte)) {
+        return None;
+    }
+    let mut copy = head.to_vec();
+    for line in copy.split_mut(|byte| *byte == b'\n') {
+        let from = free_text(line);
+        let text = line.get_mut(from..).unwrap_or_default();
+        text.iter_mut()
+            .filter(|byte| is_control(byte))
+            .for_each(|byte| *byte = b'?');
+    }
+    Some(copy)
+}
+
+/// Where in a line begins what is no syntax: behind the name of a field, or behind the status code.
+fn free_text(line: &[u8]) -> usize {
+    if line.starts_with(b"HTTP/") {
+        return "HTTP/1.1 200".len();
+    }
+    match line.iter().position(|byte| b": \t".contains(byte)) {
+        Some(end) if line[end] == b':' => end + 1,
+        _ => line.len(),
+    }
 }
 
 /// What follows the status code; `httparse` gives an empty one if it is not ASCII.
@@ -293,19 +351,19 @@ fn reason(head: &[u8]) -> Vec<u8> {
 
 /// One slot for every line, up to the limit.
 fn field_slots(head: &[u8]) -> usize {
-    let lines = head.iter().filter(|byte| **byte == b'\n').count();
-    lines.min(FIELDS_MAX)
+    memchr::memchr_iter(b'\n', head).count().min(FIELDS_MAX)
 }
 
 /// Replaces obsolete line folding by spaces (RFC 9112 section 5.2).
 fn unfold(head: &[u8]) -> Cow<'_, [u8]> {
-    let is_fold = |pair: &[u8]| pair[0] == b'\n' && matches!(pair[1], b' ' | b'\t');
-    if !head.windows(2).any(is_fold) {
+    let is_fold = |first: u8, second: u8| (first == b'\n') & ((second == b' ') | (second == b'\t'));
+    let pairs = head.iter().zip(head.get(1..).unwrap_or_default());
+    if !pairs.fold(false, |any, (first, second)| any | is_fold(*first, *second)) {
         return Cow::Borrowed(head);
     }
     let mut unfolded = head.to_vec();
     for at in 0..head.len() - 1 {
-        if is_fold(&head[at..at + 2]) {
+        if is_fold(head[at], head[at + 1]) {
             unfolded[at] = b' ';
             if at > 0 && head[at - 1] == b'\r' {
                 unfolded[at - 1] = b' ';
@@ -336,6 +394,28 @@ mod tests {
         let head = parse_request(b"GET / HTTP/1.1\r\nA: b\r\n\tc\r\nD:  e \r\n\r\n").unwrap();
         assert_eq!(values(&head.fields, "a").next(), Some(&b"b  \tc"[..]));
         assert_eq!(values(&head.fields, "d").next(), Some(&b"e"[..]));
+    }
+
+    #[test]
+    fn control_characters_in_values_are_kept() {
+        let head = b"HTTP/1.1 200 O\x1b[2JK\r\nA: b\x1bc\x00\x7f\r\nD: \xe9\r\n\r\n";
+        let head = parse_response(head).unwrap();
+        assert_eq!(head.reason, b"O\x1b[2JK");
+        assert_eq!(
+            values(&head.fields, "a").next(),
+            Some(&b"b\x1bc\x00\x7f"[..])
+        );
+        assert_eq!(values(&head.fields, "d").next(), Some(&b"\xe9"[..]));
+        let trailers = parse_trailers(b"A: \x07\r\n\r\n").unwrap();
+        assert_eq!(values(&trailers, "a").next(), Some(&b"\x07"[..]));
+        for wrong in [
+            "HTTP/1.1 200 OK\r\nA\x1b: b\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nA: b\rc\r\n\r\n",
+            "HTTP/1.1 2\x1b0 OK\r\n\r\n",
+        ] {
+            assert!(parse_response(wrong.as_bytes()).is_err(), "{wrong:?}");
+        }
+        assert!(parse_request(b"GET http:\x1b HTTP/1.1\r\n\r\n").is_err());
     }
 
     #[test]

@@ -37,6 +37,7 @@ var (
 	proto      = flag.String("proto", "h1", "h1 or h2")
 	requests   = flag.Int("requests", 30, "how many")
 	concurrent = flag.Int("concurrent", 1, "how many at a time; the server answers the first so many together")
+	upload     = flag.Int("upload", 0, "bytes of every body that is sent to the server; 0: a few, each time others")
 	hold       = flag.Bool("hold", false, "make some requests, then wait for a line on standard input, then make the others")
 )
 
@@ -134,9 +135,12 @@ func ask(client *http.Client, url string, number int) {
 	var body io.Reader
 	if method[0] == 'P' {
 		content := strings.Repeat(fmt.Sprintf("question %d ", number), number*37%2000)
+		if *upload > 0 {
+			content = strings.Repeat(fmt.Sprintf("upload %08d\n", number), *upload/16)
+		}
 		body = strings.NewReader(content)
 		if number%2 == 0 {
-			body = io.MultiReader(body) // Of unknown length.
+			body = &pieces{reader: body} // Of unknown length.
 		}
 	}
 	request, err := http.NewRequest(method, fmt.Sprintf("%s/number/%d?half=%d", url, number, number/2), body)
@@ -165,6 +169,21 @@ func ask(client *http.Client, url string, number int) {
 	logged.ResponseHeaders = response.Header
 	logged.Trailers = response.Trailer
 	logged.ResponseSHA256 = checksum(content)
+}
+
+// pieces hands out a few bytes at a time, then more, then a few again: so long
+// are the chunks.
+type pieces struct {
+	reader io.Reader
+	length int
+}
+
+func (p *pieces) Read(buffer []byte) (int, error) {
+	p.length = p.length*7%100003 + 1
+	if p.length < len(buffer) {
+		buffer = buffer[:p.length]
+	}
+	return p.reader.Read(buffer)
 }
 
 func serve(writer http.ResponseWriter, request *http.Request) {

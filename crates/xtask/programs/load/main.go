@@ -35,6 +35,7 @@ var (
 	count   = flag.Int("count", 10000, "round trips or messages of each connection")
 	seconds = flag.Float64("seconds", 2, "how long the client asks")
 	payload = flag.String("payload", "text", "text or binary")
+	proto   = flag.String("proto", "h1", "what server and client speak: h1, h2 or grpc")
 )
 
 func main() {
@@ -44,6 +45,9 @@ func main() {
 	}
 	if *payload != "text" && *payload != "binary" {
 		usage("unknown -payload " + *payload)
+	}
+	if *proto != "h1" && *proto != "h2" && *proto != "grpc" {
+		usage("unknown -proto " + *proto)
 	}
 	switch *role {
 	case "pingpong":

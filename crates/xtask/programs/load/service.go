@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"crypto/tls"
+	"encoding/binary"
 	"io"
 	"net"
 	"net/http"
@@ -10,31 +12,54 @@ import (
 	"time"
 )
 
-// serveHTTP answers every request with the same body, over HTTP/1.1.
+// serveHTTP answers every request with the same body.
 func serveHTTP(listener net.Listener) {
-	body := message(*size)
+	body, contentType := answer()
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
-		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Content-Type", contentType)
+		if *proto == "grpc" {
+			w.Header().Set("Trailer", "Grpc-Status")
+			defer w.Header().Set("Grpc-Status", "0")
+		}
 		w.Write(body)
 	})
-	server := &http.Server{
-		Handler:      handler,
-		TLSConfig:    serverConfig(),
-		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
+	server := &http.Server{Handler: handler, TLSConfig: serverConfig()}
+	if *proto == "h1" {
+		server.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){}
 	}
 	fatal(server.ServeTLS(listener, "", ""))
+}
+
+// answer is a body and its type.
+func answer() ([]byte, string) {
+	if *proto == "grpc" {
+		return grpcMessage(*size), "application/grpc"
+	}
+	return message(*size), "application/json"
+}
+
+// grpcMessage is a message of Protocol Buffers whose field 1 has so many bytes, in
+// the framing of gRPC.
+func grpcMessage(size int) []byte {
+	field := binary.AppendUvarint([]byte{0x0a}, uint64(size))
+	field = append(field, message(size)...)
+	return append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(field))), field...)
 }
 
 // askHTTP asks on each connection as soon as it has its answer, and tells how
 // many answers there were in the given time, and how long they took.
 func askHTTP(target string) map[string]any {
-	client := &http.Client{Transport: &http.Transport{
+	transport := &http.Transport{
 		TLSClientConfig:     clientConfig(),
-		TLSNextProto:        map[string]func(string, *tls.Conn) http.RoundTripper{},
+		ForceAttemptHTTP2:   *proto != "h1",
 		MaxIdleConnsPerHost: *conns,
-	}}
-	askAll(client, target, time.Duration(*seconds*float64(time.Second)/5)) // connects, and warms up
+	}
+	if *proto == "h1" {
+		transport.TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{}
+	}
+	client := &http.Client{Transport: transport}
+	before := askAll(client, target, time.Duration(*seconds*float64(time.Second)/5)) // connects, and warms up
 	start := time.Now()
 	latencies := askAll(client, target, time.Duration(*seconds*float64(time.Second)))
 	wall := time.Since(start)
@@ -46,6 +71,7 @@ func askHTTP(target string) map[string]any {
 		"event":    "http",
 		"ns":       wall.Nanoseconds(),
 		"requests": len(latencies),
+		"asked":    len(before) + len(latencies),
 		"p50_ns":   percentile(50),
 		"p99_ns":   percentile(99),
 	}
@@ -79,7 +105,7 @@ func askAll(client *http.Client, target string, wanted time.Duration) []time.Dur
 }
 
 func ask(client *http.Client, target string) {
-	response, err := client.Get("https://" + target + "/orders")
+	response, err := client.Do(request(target))
 	if err != nil {
 		fatal(err)
 	}
@@ -88,7 +114,23 @@ func ask(client *http.Client, target string) {
 		fatal(err)
 	}
 	response.Body.Close()
-	if n != int64(*size) {
+	if n < int64(*size) {
 		fatal(io.ErrUnexpectedEOF)
 	}
+}
+
+func request(target string) *http.Request {
+	method, path, body := "GET", "/orders", []byte(nil)
+	if *proto == "grpc" {
+		method, path, body = "POST", "/shop.Orders/List", grpcMessage(100)
+	}
+	request, err := http.NewRequest(method, "https://"+target+path, bytes.NewReader(body))
+	if err != nil {
+		fatal(err)
+	}
+	if *proto == "grpc" {
+		request.Header.Set("Content-Type", "application/grpc")
+		request.Header.Set("Te", "trailers")
+	}
+	return request
 }

@@ -194,7 +194,7 @@ pub(super) struct Counts {
 
 impl Counts {
     /// From `summary: 12 events, 3400 bytes on 1 connections; lost: 0 events, 0 bytes; …`.
-    fn parse(summary: &str) -> Option<Self> {
+    pub(super) fn parse(summary: &str) -> Option<Self> {
         let (taken, lost) = summary.strip_prefix("summary:")?.split_once("lost:")?;
         let number = |text: &str, unit: &str| -> Option<u64> {
             let clause = text.split(';').next()?;

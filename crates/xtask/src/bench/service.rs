@@ -24,7 +24,7 @@ const MODES: [Mode; 6] = [
 const CONNECTIONS: [u32; 3] = [1, 50, 500];
 
 /// Bytes of an answer's body.
-const BODY: u32 = 1024;
+pub(super) const BODY: u32 = 1024;
 
 struct Sample {
     requests_per_second: f64,
@@ -107,29 +107,81 @@ fn table(rounds: &Measured) -> Result<Table> {
 }
 
 fn sample(bench: &Bench, conns: u32, mode: Mode) -> Result<Sample> {
-    let mut server = Command::new(&bench.programs.load);
-    server.args(["-role", "server", "-size", &BODY.to_string()]);
-    let server = Child::spawn(&mut server)?;
-    let address = address(&server)?;
+    let (server, address) = serve(bench, "h1")?;
     let capture = mode.attach(&bench.programs, server.pid(), &[])?;
-
-    let seconds = if bench.quick { "0.4" } else { "2" };
-    let mut client = Command::new(&bench.programs.load);
-    client.args(["-role", "client", "-addr", &address]);
-    client.args(["-seconds", seconds, "-size", &BODY.to_string()]);
-    client.args(["-conns", &conns.to_string()]);
-    let mut client = Child::spawn(&mut client)?;
-    let answers = result(&mut client, "http")?;
-    client.finish(PATIENCE)?.success()?;
+    let clients = Clients {
+        conns,
+        seconds: if bench.quick { 0.4 } else { 2.0 },
+        proto: "h1",
+    };
+    let answers = clients.ask(bench, &address)?;
     server.finish(PATIENCE)?.success()?;
     let counts = capture.finish()?;
-    let number = |field| number(&answers, field);
     Ok(Sample {
-        requests_per_second: number("requests")? * 1e9 / number("ns")?,
-        p50: number("p50_ns")? / 1e3,
-        p99: number("p99_ns")? / 1e3,
+        requests_per_second: answers.requests_per_second,
+        p50: answers.p50,
+        p99: answers.p99,
         lost: counts.lost_events,
     })
+}
+
+/// Starts the service, which speaks `h1`, `h2` or `grpc`, and says where it listens.
+pub(super) fn serve(bench: &Bench, proto: &str) -> Result<(Child, String)> {
+    let mut server = Command::new(&bench.programs.load);
+    server.args([
+        "-role",
+        "server",
+        "-proto",
+        proto,
+        "-size",
+        &BODY.to_string(),
+    ]);
+    let server = Child::spawn(&mut server)?;
+    let address = address(&server)?;
+    Ok((server, address))
+}
+
+/// Clients that ask again as soon as they have their answer.
+pub(super) struct Clients<'a> {
+    /// How many.
+    pub(super) conns: u32,
+    /// For how long, a fifth of that not measured.
+    pub(super) seconds: f64,
+    pub(super) proto: &'a str,
+}
+
+/// What the clients got.
+pub(super) struct Answers {
+    pub(super) requests_per_second: f64,
+    /// Latencies, in µs.
+    pub(super) p50: f64,
+    pub(super) p99: f64,
+    /// Requests in all, also those before it was measured.
+    pub(super) asked: u64,
+}
+
+impl Clients<'_> {
+    pub(super) fn ask(&self, bench: &Bench, address: &str) -> Result<Answers> {
+        let mut client = Command::new(&bench.programs.load);
+        client.args(["-role", "client", "-addr", address, "-proto", self.proto]);
+        client.args(["-seconds", &self.seconds.to_string()]);
+        client.args([
+            "-size",
+            &BODY.to_string(),
+            "-conns",
+            &self.conns.to_string(),
+        ]);
+        let mut client = Child::spawn(&mut client)?;
+        let answers = result(&mut client, "http")?;
+        client.finish(PATIENCE)?.success()?;
+        let number = |field| number(&answers, field);
+        Ok(Answers {
+            requests_per_second: number("requests")? * 1e9 / number("ns")?,
+            p50: number("p50_ns")? / 1e3,
+            p99: number("p99_ns")? / 1e3,
+            asked: number("asked")? as u64,
+        })
+    }
 }
 
 /// Where the server listens.

@@ -1,0 +1,191 @@
+//! Plaintext in, conversations out: as text, as JSON lines and as HAR.
+
+use events::Direction;
+use serde_json::Value;
+use trace::{
+    ConversationOptions, Conversations, Data, Event, HarSink, JsonSink, LineType, Palette,
+    PayloadStyle, Redaction, Sink, TextSink, Timestamp,
+};
+
+/// What each end of connection 1 sends, in turn.
+const REQUEST: &[u8] =
+    b"POST /greet?a=1&b=%20 HTTP/1.1\r\nHost: h.test\r\nAuthorization: Bearer secret\r\n\
+    Cookie: x=secret; y=2\r\nContent-Type: application/json\r\nContent-Length: 7\r\n\r\n{\"a\":1}";
+const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nX-Trick: \x1b[2J\r\n\
+    Content-Length: 4\r\n\r\n\x89PNG";
+/// Its end is never seen.
+const UNANSWERED: &[u8] = b"GET /slow HTTP/1.1\r\nHost: h.test\r\n\r\n";
+
+/// Feeds calls of connections to a sink, ends the capture, and hands the sink back.
+fn fed<S: Sink>(
+    sink: S,
+    redaction: Redaction,
+    calls: &[(u64, Direction, &[u8])],
+) -> Conversations<S> {
+    let options = ConversationOptions {
+        redaction,
+        ..ConversationOptions::default()
+    };
+    let mut conversations = Conversations::new(sink, options);
+    let mut offsets = std::collections::HashMap::new();
+    let mut time = Timestamp(1_795_379_103_000_000_000);
+    for &(connection, direction, payload) in calls {
+        time.0 += 1_500_000;
+        let offset = offsets.entry((connection, direction)).or_insert(0);
+        let data = Data {
+            time,
+            pid: 42,
+            tid: 43,
+            comm: b"server",
+            connection,
+            direction,
+            stream_offset: *offset,
+            call_length: payload.len() as u64,
+            call_offset: 0,
+            truncated: 0,
+            goroutine: None,
+            payload,
+        };
+        *offset += payload.len() as u64;
+        conversations.event(&Event::Data(data)).unwrap();
+    }
+    conversations.finish(time).unwrap();
+    conversations
+}
+
+fn calls() -> Vec<(u64, Direction, &'static [u8])> {
+    vec![
+        (1, Direction::Read, &REQUEST[..60]),
+        (1, Direction::Read, &REQUEST[60..]),
+        (2, Direction::Read, b"\x05hello"),
+        (1, Direction::Write, RESPONSE),
+        (1, Direction::Read, UNANSWERED),
+    ]
+}
+
+fn text(redaction: Redaction) -> String {
+    let mut out = Vec::new();
+    let utc = jiff::tz::TimeZone::UTC;
+    let sink = TextSink::new(&mut out, PayloadStyle::Text, Palette::PLAIN, utc);
+    drop(fed(sink, redaction, &calls()));
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn text_is_a_conversation_and_what_is_not_http_stays_as_it_is() {
+    let expected = "\
+20:25:03.004500 server[42] #2 ← read 6 bytes
+\\x05hello
+20:25:03.003000 server[42] #1/1 ← POST https://h.test/greet?a=1&b=%20 → 200 OK, 4 bytes, 3.0 ms
+POST /greet?a=1&b=%20 HTTP/1.1
+Host: h.test
+Authorization: Bearer secret
+Cookie: x=secret; y=2
+Content-Type: application/json
+Content-Length: 7
+
+{\"a\":1}
+
+HTTP/1.1 200 OK
+Content-Type: image/png
+X-Trick: \\x1b[2J
+Content-Length: 4
+
+[4 bytes of image/png: 89 50 4e 47]
+20:25:03.007500 server[42] #1/2 ← GET https://h.test/slow → no response
+GET /slow HTTP/1.1
+Host: h.test
+[incomplete: no response was seen; the capture ended]
+";
+    let found = text(Redaction::default());
+    assert_eq!(found, expected, "{found}");
+}
+
+#[test]
+fn masked_values_are_not_in_the_text() {
+    let found = text(Redaction::new(Redaction::DEFAULT));
+    assert!(!found.contains("secret"), "{found}");
+    assert!(found.contains("Authorization: [redacted]\n"), "{found}");
+}
+
+#[test]
+fn json_lines_tell_the_same() {
+    let mut out = Vec::new();
+    let sink = JsonSink::new(&mut out).only(vec![LineType::Http]);
+    drop(fed(sink, Redaction::default(), &calls()));
+    let text = String::from_utf8(out).unwrap();
+    let lines: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    let expected = serde_json::json!({
+        "type": "http", "time": "2026-11-22T20:25:03.003000000Z", "pid": 42, "comm": "server",
+        "conn": 1, "stream": 1, "role": "server", "ending": "complete", "complete": true,
+        "latency_ns": 3_000_000, "duration_ns": 3_000_000,
+        "request": {
+            "version": "HTTP/1.1", "method": "POST", "url": "https://h.test/greet?a=1&b=%20",
+            "headers": [
+                ["Host", "h.test"], ["Authorization", "Bearer secret"],
+                ["Cookie", "x=secret; y=2"], ["Content-Type", "application/json"],
+                ["Content-Length", "7"],
+            ],
+            "time": "2026-11-22T20:25:03.003000000Z", "end_time": "2026-11-22T20:25:03.003000000Z",
+            "complete": true, "body": {"length": 7, "state": "whole", "text": "{\"a\":1}"},
+        },
+        "response": {
+            "version": "HTTP/1.1", "status": 200, "reason": "OK",
+            "headers": [
+                ["Content-Type", "image/png"], ["X-Trick", "\u{1b}[2J"], ["Content-Length", "4"],
+            ],
+            "time": "2026-11-22T20:25:03.006000000Z", "end_time": "2026-11-22T20:25:03.006000000Z",
+            "complete": true, "body": {"length": 4, "state": "whole", "data_base64": "iVBORw=="},
+        },
+    });
+    assert_eq!(lines[0], expected);
+    assert_eq!(lines[1]["ending"], "capture_ended");
+}
+
+#[test]
+fn har_files_follow_the_schema() {
+    let schema: Value = serde_json::from_str(include_str!("har-1.2.schema.json")).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    for calls in [Vec::new(), calls()] {
+        let mut out = Vec::new();
+        let mut conversations = fed(HarSink::new(&mut out), Redaction::default(), &calls);
+        conversations.sink_mut().finish().unwrap();
+        drop(conversations);
+        let har: Value = serde_json::from_slice(&out).unwrap();
+        let errors: Vec<_> = validator
+            .iter_errors(&har)
+            .map(|error| error.to_string())
+            .collect();
+        assert!(errors.is_empty(), "{errors:?}: {har:#}");
+
+        let entries = har["log"]["entries"].as_array().unwrap();
+        if calls.is_empty() {
+            assert!(entries.is_empty());
+            continue;
+        }
+        let (request, response) = (&entries[0]["request"], &entries[0]["response"]);
+        assert_eq!(
+            request["queryString"][1],
+            serde_json::json!({"name": "b", "value": "%20"})
+        );
+        assert_eq!(
+            request["cookies"][1],
+            serde_json::json!({"name": "y", "value": "2"})
+        );
+        assert_eq!(request["postData"]["text"], "{\"a\":1}");
+        let content = serde_json::json!({
+            "size": 4, "mimeType": "image/png", "text": "iVBORw==", "encoding": "base64",
+        });
+        assert_eq!(response["content"], content);
+        assert_eq!(entries[0]["timings"]["wait"], 3.0);
+        assert_eq!(entries[1]["response"]["status"], 0);
+        // The schema would notice: a required member less, or one that the format doesn't know.
+        let mut wrong = har.clone();
+        wrong["log"]["entries"][0]["unknown"] = 1.into();
+        assert!(!validator.is_valid(&wrong));
+    }
+}
