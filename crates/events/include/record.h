@@ -24,9 +24,9 @@ enum record_kind {
 	RECORD_PACKET = 4,
 	/* struct connection_record: what a connection connects, and what its ends agreed on. */
 	RECORD_CONNECTION = 5,
-	/* Where a process runs. User space adds these, programs don't. Behind the record_header come
-	 * five __u16, the bytes of each text (0: not known), and 6 unused bytes, then the texts
-	 * themselves: the container's id, who runs it, the uid of its pod, the pod's name and
+	/* Where a process runs. User space adds these, programs don't. Behind the record_header
+	 * come five __u16, the bytes of each text (0: not known), and 6 unused bytes, then the
+	 * texts themselves: the container's id, who runs it, the uid of its pod, the pod's name and
 	 * namespace. */
 	RECORD_PROCESS = 6,
 };

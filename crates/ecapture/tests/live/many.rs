@@ -1,5 +1,6 @@
 //! Many programs at once: those that run, those that start later and those that live only for a
-//! moment, in and outside of containers. All that they say is compared with their logs.
+//! moment. All that they say is compared with their logs. Needs the programs sh, cp, chmod, unshare, seq and
+//! sleep; one test python3 and openssl.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -146,6 +147,36 @@ fn a_program_and_the_one_that_replaces_it_are_captured() -> Result<()> {
     Ok(())
 }
 
+/// A server that sends each line back, reversed, and a client: both written in C.
+fn openssl_speaks_with_itself(dir: &Path) -> Result<()> {
+    let openssl = |arguments: &str| {
+        let mut command = Command::new("openssl");
+        command.args(arguments.split_whitespace()).current_dir(dir);
+        command
+    };
+    run::output(&mut openssl(
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout key -out cert \
+         -days 1 -subj /CN=test",
+    ))?;
+    let _server = Child::spawn(&mut openssl(
+        "s_server -unix socket -rev -quiet -cert cert -key key",
+    ))?;
+    let answer = || -> Result<String> {
+        let mut client = Child::spawn(&mut openssl("s_client -unix socket -quiet"))?;
+        client.send_line("hello")?;
+        client.wait_for_prefix(Stream::Stdout, LONG, "olleh")
+    };
+    // At first the server is not there yet.
+    let deadline = Instant::now() + patient(LONG);
+    while let Err(error) = answer() {
+        if Instant::now() > deadline {
+            return Err(error);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
 /// Those that are no Go programs go on as ever, and nothing is shown of them.
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
@@ -163,15 +194,12 @@ fn programs_in_other_languages_are_left_alone() -> Result<()> {
         with client.wrap_socket(a) as c:\n\
         \x20   c.sendall(b'hello'); assert c.recv(100) == b'hello'\n\
         t.join()\n";
-    let mut command = ecapture();
+    let fleet = Fleet::new("others")?;
     // Other tests run Go programs.
-    command.args([
-        "gotls", "--format", "json", "--comm", "python*", "--comm", "openssl*",
-    ]);
-    let capture = Capture::spawn(&mut command)?;
+    let selectors = ["--comm", "python*", "--comm", "openssl*"];
+    let capture = fleet.capture_by(&selectors, "--longest-hold 60000")?;
     run::output(Command::new("python3").args(["-c", python]))?;
-    // It speaks TLS with itself as little as it can: OpenSSL's own speed test of a handshake's parts.
-    run::output(Command::new("openssl").args(["rand", "-hex", "8"]))?;
+    openssl_speaks_with_itself(fleet.dir())?;
     let captured = capture.stop()?;
     assert_eq!(captured.lines().count(), 0);
     Ok(())
