@@ -108,7 +108,11 @@ fn places(bytes: &[u8], elf: &Elf<'_>, analysis: &Analysis) -> Vec<Range<usize>>
             add(code.offset.0 as usize, 1024);
         }
     }
-    let types = analysis.crypto_tls.connections.iter().flat_map(|plan| &plan.types);
+    let types = analysis
+        .crypto_tls
+        .connections
+        .iter()
+        .flat_map(|plan| &plan.types);
     for one in types.take(32) {
         if let Some(offset) = elf.file_offset(one.descriptor) {
             add(offset.0 as usize, 512);
