@@ -67,7 +67,7 @@ fn text(redaction: Redaction) -> String {
     let mut out = Vec::new();
     let utc = jiff::tz::TimeZone::UTC;
     let sink = TextSink::new(&mut out, PayloadStyle::Text, Palette::PLAIN, utc);
-    drop(fed(sink, redaction, &calls()));
+    fed(sink, redaction, &calls()).flush().unwrap();
     String::from_utf8(out).unwrap()
 }
 
