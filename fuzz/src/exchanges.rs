@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use events::{Address, Agreed, CloseCause, Direction, Role};
+use events::{Address, Agreed, CloseCause, Container, Direction, Role};
 use protocol::{Hint, Limits, Redaction, Side};
 use trace::{
     Closed, ConversationOptions, Conversations, Data, Event, Loss, Lost, Opened, Place, Plaintext,
@@ -97,6 +97,13 @@ impl Connection {
                 resumed: false,
                 server_name: Some(b"\x1b]0;evil"),
                 protocol: hint.alpn.as_deref(),
+            }),
+            container: hint.from_beginning.then_some(Container {
+                id: COMM,
+                runtime: COMM,
+                pod_uid: COMM,
+                pod: COMM,
+                namespace: COMM,
             }),
         }
     }

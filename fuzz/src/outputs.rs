@@ -54,6 +54,9 @@ impl Outputs {
     /// Nothing more comes.
     pub fn check(mut self) {
         self.har.finish().expect("writing to memory");
+        for sink in [&mut self.text, &mut self.hex] {
+            sink.flush().expect("writing to memory");
+        }
         let [text, hex, json, har] = self.written.map(|memory| memory.take());
         assert_clean(&text);
         assert_clean(&hex);
