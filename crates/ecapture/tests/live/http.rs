@@ -508,7 +508,10 @@ fn etcds_calls_are_grpc() -> Result<()> {
     let etcdctl = |arguments: &[&str]| etcd.ctl(&site, arguments);
 
     let pid = etcd.process.pid().to_string();
-    let capture = capture(&["--pid", &pid], "--events http,message,undecoded,lost")?;
+    let capture = capture(
+        &["--pid", &pid],
+        "--events connection,http,message,undecoded,lost",
+    )?;
     let watch = Child::spawn(&mut etcdctl(&["watch", "live/key"])?)?;
     // The watch is announced once it has lasted, and then it is in place.
     capture.wait_for_line(|line| line.contains(r#""message""#))?;
@@ -571,6 +574,21 @@ fn etcds_calls_are_grpc() -> Result<()> {
         );
     }
     ensure!(calls("Watch").len() == 1, "the watch ends too");
+    // Of each connection, one end is where etcd listens: it connects to itself, too.
+    let listening = ["127.0.0.1", "[::1]"].map(|ip| format!("{ip}:{}", etcd.port));
+    let mut served = 0;
+    for connection in lines.iter().filter(|line| line["type"] == "connection") {
+        served += usize::from(connection["role"] == "server");
+        let end = match connection["role"].as_str() {
+            Some("server") => &connection["local"],
+            _ => &connection["remote"],
+        };
+        ensure!(
+            listening.iter().any(|address| end == address.as_str()),
+            "{listening:?}: {connection:#}"
+        );
+    }
+    ensure!(served >= 4, "{served} connections of etcdctl");
     let other = lines
         .iter()
         .find(|line| line["type"] == "undecoded" || line["type"] == "lost");

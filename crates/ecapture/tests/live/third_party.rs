@@ -132,13 +132,15 @@ impl Caddy {
 /// A running etcd.
 pub(crate) struct Etcd {
     pub(crate) process: Child,
+    pub(crate) port: u16,
     url: String,
 }
 
 impl Etcd {
     /// Starts it and waits until it answers.
     pub(crate) fn start(site: &Site) -> Result<Self> {
-        let url = format!("https://localhost:{}", free_port()?);
+        let port = free_port()?;
+        let url = format!("https://localhost:{port}");
         let peer_url = format!("http://127.0.0.1:{}", free_port()?);
         let process = Child::spawn(
             Command::new(program("etcd")?)
@@ -158,7 +160,7 @@ impl Etcd {
         process.wait_for_line(Stream::Stderr, LONG, |line| {
             line.contains("serving client requests") || line.contains("ready to serve client")
         })?;
-        let etcd = Self { process, url };
+        let etcd = Self { process, port, url };
         xtask::run::output(&mut etcd.ctl(site, &["get", "nothing"])?)?;
         Ok(etcd)
     }
