@@ -182,5 +182,9 @@ pub fn all() -> Vec<(Program, GoRelease, Variant)> {
         }
     }
     all.push((Program::Connections, GoRelease::NEWEST, Variant::Stripped));
+    for release in [GoRelease::Go1_15, GoRelease::NEWEST] {
+        all.push((Program::WebSocket, release, Variant::Default));
+    }
+    all.push((Program::Hostile, GoRelease::NEWEST, Variant::Default));
     all
 }

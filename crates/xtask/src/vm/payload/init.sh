@@ -57,7 +57,7 @@ quick_packets="client_is_told_apart_by_clsact_filters_too
     server_that_starts_later_is_told_apart_across_namespaces"
 # One or more of each kind of test.
 usual="$quick exact::go_1_24::reads_from_returns exact::a_uid_keeps_other_users_processes_out
-    connections::every_generation http::decoded_http http::a_connection_joined
+    connections::every_generation http::decoded_http http::a_connection_joined websocket::messages_are_what
     plain::both_ends privileges::
     recording::text_and_json recording::losses recording::packets
     faults::a_payload_that_is_not_in_memory process::the_executable_may_be
