@@ -89,6 +89,7 @@ const NEEDS: &[Need] = &[
     need(Group::Test, Sign::Program("tcpdump"), &["tcpdump"]),
     need(Group::Test, Sign::Program("ip"), &["iproute2"]),
     need(Group::Test, Sign::Program("curl"), &["curl"]),
+    need(Group::Test, Sign::Program("openssl"), &["openssl"]),
     need(Group::Test, Sign::Program("caddy"), &["caddy"]),
     need(Group::Test, Sign::Program("etcd"), &["etcd-server"]),
     need(Group::Test, Sign::Program("etcdctl"), &["etcd-client"]),
