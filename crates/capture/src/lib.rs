@@ -70,44 +70,29 @@ pub use reader::{Counters, Reader, StopSwitch, Stopped};
 pub use rehearsal::{Host, UprobeSupport, rehearse_packets, rehearse_uprobes};
 pub use uprobes::UprobeKind;
 
-/// The program that tells of processes that start.
-#[allow(
-    clippy::all,
-    missing_docs,
-    unreachable_pub,
-    clippy::undocumented_unsafe_blocks,
-    unsafe_op_in_unsafe_fn,
-    dead_code,
-    reason = "generated code"
-)]
-mod exec_skeleton {
-    include!(concat!(env!("OUT_DIR"), "/execs.skel.rs"));
+/// A module with what libbpf-cargo generates of an eBPF object.
+macro_rules! skeleton {
+    ($module:ident, $file:literal) => {
+        #[allow(
+            clippy::all,
+            missing_docs,
+            unreachable_pub,
+            clippy::undocumented_unsafe_blocks,
+            unsafe_op_in_unsafe_fn,
+            dead_code,
+            reason = "generated code"
+        )]
+        mod $module {
+            include!(concat!(env!("OUT_DIR"), $file));
+        }
+    };
 }
 
-/// The packet programs, likewise.
-#[allow(
-    clippy::all,
-    missing_docs,
-    unreachable_pub,
-    clippy::undocumented_unsafe_blocks,
-    unsafe_op_in_unsafe_fn,
-    dead_code,
-    reason = "generated code"
-)]
-mod packet_skeleton {
-    include!(concat!(env!("OUT_DIR"), "/packets.skel.rs"));
-}
+// The program that tells of processes that start.
+skeleton!(exec_skeleton, "/execs.skel.rs");
 
-/// The eBPF programs, as libbpf-cargo's skeleton.
-#[allow(
-    clippy::all,
-    missing_docs,
-    unreachable_pub,
-    clippy::undocumented_unsafe_blocks,
-    unsafe_op_in_unsafe_fn,
-    dead_code,
-    reason = "generated code"
-)]
-mod skeleton {
-    include!(concat!(env!("OUT_DIR"), "/gotls.skel.rs"));
-}
+// The packet programs.
+skeleton!(packet_skeleton, "/packets.skel.rs");
+
+// The programs at crypto/tls.
+skeleton!(skeleton, "/gotls.skel.rs");
