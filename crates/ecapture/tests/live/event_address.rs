@@ -1,7 +1,7 @@
 //! `--eventaddr` and `-l`: JSON lines to files that rotate and to servers that come and go, and the log.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -185,6 +185,15 @@ fn a_websocket_gets_a_message_for_each_event() -> Result<()> {
     let capture = Capture::spawn(&mut capturing(&program, &address))?;
     let (stream, _) = server.accept()?;
     stream.set_read_timeout(Some(LONG))?;
+    assert_each_event_is_a_message(stream, &program, capture)
+}
+
+/// A WebSocket server at the end of `stream` gets every event of a run of the program.
+fn assert_each_event_is_a_message(
+    stream: impl Read + Write + Send + 'static,
+    program: &Program,
+    capture: Capture,
+) -> Result<()> {
     let mut socket = tungstenite::accept(stream).map_err(|error| anyhow::anyhow!("{error}"))?;
     let reader = std::thread::spawn(move || {
         let mut messages = Vec::new();
@@ -287,23 +296,7 @@ fn a_websocket_over_tls_gets_a_message_for_each_event() -> Result<()> {
     command.env("SSL_CERT_FILE", certificates.path("authority.pem"));
     let capture = Capture::spawn(&mut command)?;
     let stream = accept_tls(&server, &certificates)?;
-    let mut socket = tungstenite::accept(stream).map_err(|error| anyhow::anyhow!("{error}"))?;
-    let reader = std::thread::spawn(move || {
-        let mut messages = Vec::new();
-        while let Ok(message) = socket.read() {
-            if message.is_text() {
-                messages.push(message.to_string());
-            }
-        }
-        messages
-    });
-    program.run("-conns 2 -sizes 1000,100000")?;
-    let summary = end(capture)?;
-    let messages = reader.join().expect("it does not panic");
-    let objects = objects(messages.iter().map(String::as_str))?;
-    assert!(objects.iter().any(|object| object["type"] == "data"));
-    assert_eq!(delivered(&summary)?, (objects.len(), 0), "{summary}");
-    Ok(())
+    assert_each_event_is_a_message(stream, &program, capture)
 }
 
 /// Nothing is said to a server that nobody trusted vouches for, and why is said.
