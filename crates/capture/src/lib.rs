@@ -38,6 +38,7 @@ mod processes;
 mod reader;
 mod rehearsal;
 mod ring;
+mod scheduling;
 mod sockets;
 mod target;
 mod tc_filters;
@@ -68,6 +69,7 @@ pub use process::Process;
 pub use processes::{ProcessInfo, cgroup_of, environment_variable, executed_file, running};
 pub use reader::{Counters, Reader, StopSwitch, Stopped};
 pub use rehearsal::{Host, UprobeSupport, rehearse_packets, rehearse_uprobes};
+pub use scheduling::run_promptly;
 pub use uprobes::UprobeKind;
 
 /// A module with what libbpf-cargo generates of an eBPF object.

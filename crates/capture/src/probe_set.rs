@@ -164,7 +164,7 @@ impl ProbeSet {
         first: Option<TargetId>,
     ) -> Result<u32, Error> {
         check_architecture(wanted.arch())?;
-        let mut target = target(wanted)?;
+        let mut target = target(wanted, self.set.options.goroutines)?;
         self.forget_detached();
         let number = self.free_number().ok_or(Error::TooManyExecutables {
             limit: Self::EXECUTABLES_MAX,

@@ -66,6 +66,8 @@ pub struct Options {
     pub filters: Filters,
     /// Only the first so many bytes of each call.
     pub bytes_per_call: Option<u64>,
+    /// Ask for the id of the goroutine that makes each call, if the executable tells where it is.
+    pub goroutines: bool,
     /// Size of the ring buffer in KiB; rounded up to what the kernel takes, a power of two.
     pub ring_kib: u64,
     /// How to attach uprobes; `None`: as the kernel can do it best.
@@ -140,7 +142,7 @@ impl Probes {
     /// Attaches one of so many parts.
     fn attach_part(&mut self, part: &Part<'_>, parts: u32, options: &Options) -> Result<(), Error> {
         check_architecture(part.wanted.arch())?;
-        let target = target(part.wanted)?;
+        let target = target(part.wanted, options.goroutines)?;
         let placements = placements(&part.wanted, Repeat::of_this_kernel());
         let programs: Vec<_> = placements.iter().map(|placed| placed.program).collect();
         let serving = match self.objects.first() {

@@ -43,6 +43,7 @@ pub fn rehearse_uprobes(keys: bool) -> Result<UprobeSupport, Error> {
     let options = Options {
         filters: Filters::default(),
         bytes_per_call: None,
+        goroutines: true,
         ring_kib: SMALLEST_RING,
         uprobes: Some(kind),
     };

@@ -20,11 +20,14 @@ pub(crate) struct Target {
 }
 
 /// Tells the programs what differs between executables, and checks that the rest is where they
-/// expect it.
-pub(crate) fn target(wanted: Wanted<'_>) -> Result<Target, Error> {
+/// expect it. `goroutines`: the ids of goroutines are asked for.
+pub(crate) fn target(wanted: Wanted<'_>, goroutines: bool) -> Result<Target, Error> {
     match wanted {
         Wanted::Plaintext(plan) => {
-            let arguments = plaintext_arguments(plan)?;
+            let mut arguments = plaintext_arguments(plan)?;
+            if goroutines {
+                arguments.goroutine_id = plan.goroutine_id.unwrap_or(0);
+            }
             let connections = known_connections(plan);
             let types = connections.map_or(&[][..], |known| &known.types);
             Ok(Target {
@@ -90,7 +93,6 @@ fn plaintext_arguments(plan: &ProbePlan) -> Result<types::target, Error> {
         close_at_stack_check: at_stack_check(&plan.close),
         write_site: plan.write.site.vaddr.0,
         read_site: first_site(&plan.read),
-        goroutine_id: plan.goroutine_id.unwrap_or(0),
         ..Default::default()
     };
     match &plan.read {

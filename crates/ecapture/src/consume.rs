@@ -4,18 +4,13 @@ use std::sync::mpsc;
 
 use capture::{
     Counters, InterfaceStatistics, Reader, Stopped, give_up_privileges, monotonic_ns,
-    realtime_offset_ns,
+    realtime_offset_ns, run_promptly,
 };
 
 use crate::pipeline::{Destination, Ending, Pipeline, WriteError};
 
 /// Records between two looks at the wall clock.
 const BATCH: usize = 4096;
-
-/// How much more readily than others the reading thread gets a processor. On a machine whose processors
-/// are all busy, an equal share would be too little to keep up with several busy targets, and what is
-/// not read in time is lost. It takes no more time than reading needs.
-const NICE: i32 = -10;
 
 /// What a capture, or a recording, came to.
 pub(crate) struct Outcome {
@@ -33,8 +28,7 @@ pub(crate) fn consume(
     mut pipeline: Pipeline,
     interfaces: &mpsc::Receiver<Vec<InterfaceStatistics>>,
 ) -> Outcome {
-    // Needs CAP_SYS_NICE. Without it a busy machine loses more, which the summary tells.
-    let _ = rustix::process::nice(NICE);
+    run_promptly();
     // If that is not possible, it is not for the main thread either, which says so.
     let _ = give_up_privileges();
     let result = run(&mut readers, &mut pipeline, interfaces);

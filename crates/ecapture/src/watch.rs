@@ -22,9 +22,6 @@ use crate::session::Attached;
 /// How often executables are looked for that nobody runs any more.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
-/// How much more readily than others the thread gets a processor.
-const NICE: i32 = -10;
-
 /// Of so many processes it is remembered that they were let go on.
 const LET_GO_MAX: usize = 4096;
 
@@ -373,8 +370,8 @@ fn tell_of(program: &StartingProgram, is_held: bool, programs: &mut Programs) ->
 }
 
 fn run(programs: &Mutex<Programs>, mut sources: Sources, stop: &OwnedFd) {
-    // Programs wait for this thread. Needs CAP_SYS_NICE, goes without it as well.
-    let _ = rustix::process::nice(NICE);
+    // Programs wait for this thread.
+    capture::run_promptly();
     // If we keep more than that, nothing is lost but caution.
     let _ = capture::keep_privileges_to_attach();
     let Ok(ends) = lock(programs).as_fd().try_clone_to_owned() else {

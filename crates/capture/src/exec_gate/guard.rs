@@ -17,7 +17,7 @@ use super::message::{Kind, Message};
 use super::number_of;
 use crate::fanotify::{Group, Question};
 use crate::privileges::keep_only;
-use crate::{monotonic_ns, raise_limit_of_open_files};
+use crate::{monotonic_ns, raise_limit_of_open_files, run_promptly};
 
 /// No more than so many wait at the same time; further ones begin at once.
 const HELD_MAX: usize = 128;
@@ -61,7 +61,7 @@ fn step_aside() {
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
     // Every program of the machine waits for this process. Needs CAP_SYS_NICE, goes without it as well.
-    let _ = rustix::process::nice(-10);
+    run_promptly();
     raise_limit_of_open_files();
     // Nothing of it shall have to be read from a disk. Needs CAP_IPC_LOCK or a limit that is high enough.
     let flags = rustix::mm::MlockAllFlags::CURRENT | rustix::mm::MlockAllFlags::ONFAULT;
