@@ -123,7 +123,7 @@ pub(crate) struct GotlsArgs {
     pub(crate) tsize: Option<u64>,
 
     /// Size of the buffer between kernel and ecapture in KiB, rounded up to a power of two
-    #[arg(long, value_name = "KIB", default_value_t = 16 * 1024)]
+    #[arg(long, value_name = "KIB", default_value_t = 32 * 1024)]
     pub(crate) mapsize: u64,
 
     /// End after so many seconds
@@ -154,6 +154,15 @@ pub(crate) struct GotlsArgs {
     /// Without any, all Go programs with TLS are captured, also those that start later
     #[command(flatten)]
     pub(crate) selectors: Selectors,
+}
+
+impl GotlsArgs {
+    /// Whether an output that was asked for tells of goroutines: JSON lines do, and what a recording holds may
+    /// be made into them.
+    pub(crate) fn tell_goroutines(&self) -> bool {
+        let json = self.output.format == Some(Format::Json) || self.output.eventaddr.is_some();
+        json || self.record.is_some()
+    }
 }
 
 /// What to make of records, of a capture or of a recording

@@ -235,6 +235,7 @@ impl<'a> Command<'a> {
         let options = Options {
             filters: self.filters(),
             bytes_per_call: self.args.tsize.filter(|&bytes| bytes > 0),
+            goroutines: self.args.tell_goroutines(),
             ring_kib,
             uprobes: self.args.uprobes.into(),
         };

@@ -81,6 +81,7 @@ fn watch(args: &GotlsArgs, take: Take, places: KnownPlaces) -> Result<Watch, Fai
         options: Options {
             filters: Filters::default(),
             bytes_per_call: args.tsize.filter(|&bytes| bytes > 0),
+            goroutines: args.tell_goroutines(),
             ring_kib: args.mapsize,
             uprobes: args.uprobes.into(),
         },

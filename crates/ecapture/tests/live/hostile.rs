@@ -12,8 +12,9 @@ use crate::capture::{Capture, Signal, ecapture};
 use crate::exchange::{LONG, Program};
 use crate::{har, kernel};
 
-/// What ecapture may have of memory at most, in bytes, with a buffer of 16 MiB: see docs/reliability.md.
+/// What ecapture may have of memory at most, in bytes, with this buffer: see docs/reliability.md.
 const MEMORY_MAX: u64 = 256 << 20;
+const MAPSIZE: [&str; 2] = ["--mapsize", "16384"];
 
 fn program() -> Result<Program> {
     let binary = standalone::Program::Hostile.binary(GoRelease::NEWEST, Variant::Default)?;
@@ -23,7 +24,8 @@ fn program() -> Result<Program> {
 /// Captures with these arguments, to a file, while the program does its worst: the most memory that took.
 fn peak_memory(program: &Program, flags: &str, args: &[&str], output: &Path) -> Result<u64> {
     let mut command = ecapture();
-    command.args(["gotls", "-e"]).arg(program.path()).args(args);
+    command.args(["gotls", "-e"]).arg(program.path());
+    command.args(MAPSIZE).args(args);
     let child = Child::spawn_to(&mut command, File::create(output)?.into())?;
     let mut capture = Capture::attached(child)?;
     let pid = capture.pid();
