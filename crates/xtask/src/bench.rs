@@ -100,9 +100,9 @@ pub fn run(options: &Options) -> Result<()> {
         quick: options.quick,
     };
     let load = load_average();
-    if load.is_some_and(|load| load > 0.5) {
+    if let Some(load) = load.filter(|load| *load > 0.5) {
         eprintln!(
-            "other programs keep this machine busy, which blurs the figures: the load is {load:?}"
+            "other programs keep this machine busy, which blurs the figures: the load is {load:.2}"
         );
     }
 

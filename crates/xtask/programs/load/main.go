@@ -1,6 +1,7 @@
 // load is what the benchmarks measure: TLS between both ends of a connection
-// in one process (pingpong, stream), and an HTTPS service with a client of its
-// own (server, client).
+// in one process (pingpong, stream), from one process to another, which it
+// starts (upload, sink), and an HTTPS service with a client of its own (server,
+// client).
 //
 // It prints one JSON object a line: "ready"; then, once a line has come on
 // standard input, the result. It ends when standard input does. Standard
@@ -28,7 +29,7 @@ import (
 )
 
 var (
-	role    = flag.String("role", "pingpong", "pingpong, stream, server or client")
+	role    = flag.String("role", "pingpong", "pingpong, stream, upload, sink, server or client")
 	addr    = flag.String("addr", "127.0.0.1:0", "address to connect to, for the client")
 	conns   = flag.Int("conns", 1, "concurrent connections")
 	size    = flag.Int("size", 100, "bytes of a message, or of the body of an answer")
@@ -54,6 +55,15 @@ func main() {
 		drive(listen(), pingpong)
 	case "stream":
 		drive(listen(), stream)
+	case "upload":
+		sink, addr := startSink()
+		defer sink.Close()
+		driveTo(addr, func() map[string]any { return upload(addr) })
+	case "sink":
+		listener := listen()
+		go receive(listener)
+		ready(listener.Addr().String())
+		io.Copy(io.Discard, os.Stdin)
 	case "server":
 		listener := listen()
 		go serveHTTP(listener)
@@ -71,9 +81,13 @@ func main() {
 
 // drive runs one measurement between the lines of its standard input.
 func drive(listener net.Listener, measure func(net.Listener) map[string]any) {
-	ready(listener.Addr().String())
+	driveTo(listener.Addr().String(), func() map[string]any { return measure(listener) })
+}
+
+func driveTo(addr string, measure func() map[string]any) {
+	ready(addr)
 	stdin := waitForLine()
-	print(measure(listener))
+	print(measure())
 	io.Copy(io.Discard, stdin)
 }
 

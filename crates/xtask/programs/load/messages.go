@@ -2,8 +2,11 @@ package main
 
 import (
 	"crypto/tls"
+	"encoding/json"
 	"io"
 	"net"
+	"os"
+	"os/exec"
 	"sync"
 	"time"
 )
@@ -128,6 +131,91 @@ func stream(listener net.Listener) map[string]any {
 		"cpu_ns": cpu.Nanoseconds(),
 		"turns":  int64(*count) * int64(*conns),
 		"bytes":  2 * total * int64(*conns), // written and read
+	}
+}
+
+// startSink starts a process of this program that receives, and ends when what
+// is returned is closed. It says where it listens.
+func startSink() (io.Closer, string) {
+	path, err := os.Executable()
+	if err != nil {
+		fatal(err)
+	}
+	command := exec.Command(path, "-role", "sink")
+	command.Stderr = os.Stderr
+	stdin, err := command.StdinPipe()
+	if err != nil {
+		fatal(err)
+	}
+	stdout, err := command.StdoutPipe()
+	if err != nil {
+		fatal(err)
+	}
+	if err := command.Start(); err != nil {
+		fatal(err)
+	}
+	var said struct{ Addr string }
+	if err := json.NewDecoder(stdout).Decode(&said); err != nil {
+		fatal(err)
+	}
+	return stdin, said.Addr
+}
+
+// receive reads everything from everybody, into buffers of 64 KiB, and closes
+// when the other end has closed.
+func receive(listener net.Listener) {
+	config := serverConfig()
+	for {
+		raw, err := listener.Accept()
+		if err != nil {
+			fatal(err)
+		}
+		go func() {
+			conn := tls.Server(raw, config)
+			io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{conn}, make([]byte, 64<<10))
+			conn.Close()
+		}()
+	}
+}
+
+// upload sends messages to another process, so many on each connection, until
+// that has read all of them.
+func upload(addr string) map[string]any {
+	clients := make([]pair, *conns)
+	for i := range clients {
+		client, err := tls.Dial("tcp", addr, clientConfig())
+		if err != nil {
+			fatal(err)
+		}
+		clients[i] = pair{client: client}
+	}
+	total := int64(*count) * int64(*size)
+	cpu, start := cpuTime(), time.Now()
+	all(clients, func(p pair) {
+		data := message(*size)
+		for i := 0; i < *count; i++ {
+			if _, err := p.client.Write(data); err != nil {
+				fatal(err)
+			}
+		}
+		if err := p.client.CloseWrite(); err != nil {
+			fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, p.client); err != nil {
+			fatal(err)
+		}
+	})
+	wall := time.Since(start)
+	cpu = cpuTime() - cpu
+	for _, p := range clients {
+		p.client.Close()
+	}
+	return map[string]any{
+		"event":  "upload",
+		"ns":     wall.Nanoseconds(),
+		"cpu_ns": cpu.Nanoseconds(),
+		"turns":  int64(*count) * int64(*conns),
+		"bytes":  total * int64(*conns), // written
 	}
 }
 

@@ -29,7 +29,7 @@ fn full_load(bench: &Bench, findings: &mut Findings) -> Result<()> {
         &format!(
             "Ping-pong on {BUSY_CONNECTIONS} connections at once, so that the program would use all of two \
              processors, and the consumer has to compete for its share. The buffer has its default size, \
-             16 MiB."
+             32 MiB."
         ),
     );
     let sizes = [(100, 15_000), (16 << 10, 4_000)];
@@ -196,7 +196,7 @@ fn backlog(bench: &Bench, work: Work, mode: Mode) -> Result<Backlog> {
 fn memory(bench: &Bench, findings: &mut Findings) -> Result<()> {
     findings.part(
         "Memory",
-        "After a ping-pong of 100 B on one connection, with the default buffer of 16 MiB. The buffer is \
+        "After a ping-pong of 100 B on one connection, with the default buffer of 32 MiB. The buffer is \
          mapped twice in a row, so that no event is cut in two: resident memory counts it twice, \
          proportional memory once. Pcap mode has a second buffer of 1 MiB, for keys.",
     );

@@ -12,7 +12,7 @@ use crate::process::{Child, Stream};
 /// What the Go program exchanges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Work {
-    /// `pingpong` or `stream`.
+    /// `pingpong`, `stream` or `upload`.
     pub(super) role: &'static str,
     pub(super) conns: u32,
     /// Bytes of a message.
@@ -37,6 +37,14 @@ impl Work {
     pub(super) const fn stream(size: u32, count: u32) -> Self {
         Self {
             role: "stream",
+            ..Self::pingpong(size, count)
+        }
+    }
+
+    /// From the captured process to another one, which is not captured.
+    pub(super) const fn upload(size: u32, count: u32) -> Self {
+        Self {
+            role: "upload",
             ..Self::pingpong(size, count)
         }
     }

@@ -39,7 +39,7 @@ fn by_size(bench: &Bench, findings: &mut Findings) -> Result<()> {
     findings.part(
         "Start",
         &format!(
-            "From starting `ecapture gotls` (text mode, default buffer of 16 MiB) to its word that the probes \
+            "From starting `ecapture gotls` (text mode, default buffer of 32 MiB) to its word that the probes \
              are attached, for executables that Go {RELEASE} made. The executables are in the page cache. The \
              first is as small as a Go program with TLS gets; the big ones consist of many functions, as \
              services with many dependencies do. Memory beyond the buffer is the executable's pages that were \
