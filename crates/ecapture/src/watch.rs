@@ -19,6 +19,11 @@ use crate::missed::Unheld;
 use crate::programs::{Candidate, Programs, Seen};
 use crate::session::Attached;
 
+/// How long programs that start, and files that are mapped, may wait to be heard of while there are many:
+/// each would have to wake us up, and a program that starts maps a handful of files. What has to be
+/// attached to before it begins is held, and heard of at once.
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// How often executables are looked for that nobody runs any more.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
@@ -244,9 +249,10 @@ impl Sources {
         })
     }
 
-    /// Hears all that there is to hear.
-    fn tell(&mut self, programs: &mut Programs) {
+    /// Hears all that there is to hear. Whether a program has started, or mapped a file.
+    fn tell(&mut self, programs: &mut Programs) -> bool {
         self.tell_of_starting(programs);
+        let mut heard = false;
         let Self {
             events,
             gate,
@@ -255,6 +261,7 @@ impl Sources {
             ..
         } = self;
         events.drain(STARTED_AT_ONCE, |pid| {
+            heard = true;
             let unheld = match gate {
                 Some(gate) => {
                     gate.hold_mounts_of(pid);
@@ -270,7 +277,10 @@ impl Sources {
         });
         let mut lost_mappings = false;
         if let Some(mappings) = &mut self.mappings {
-            lost_mappings = mappings.drain(|event| programs.mapped(event));
+            lost_mappings = mappings.drain(|event| {
+                heard = true;
+                programs.mapped(event);
+            });
         }
         if lost_mappings {
             // If it fails, further ones will be heard of.
@@ -282,6 +292,7 @@ impl Sources {
             // If it fails, further ones will be heard of.
             let _ = programs.look_at_all(Seen::Started(Unheld::TimeLimit));
         }
+        heard
     }
 
     fn tell_of_starting(&mut self, programs: &mut Programs) {
@@ -377,8 +388,9 @@ fn run(programs: &Mutex<Programs>, mut sources: Sources, stop: &OwnedFd) {
     let Ok(ends) = lock(programs).as_fd().try_clone_to_owned() else {
         return;
     };
+    let mut pausing = false;
     loop {
-        match wait(&ends, &sources, stop) {
+        match wait(&ends, &sources, stop, pausing) {
             Ok(Woken { stop: true, .. }) | Err(_) => {
                 return sources.tell_of_missed(&mut lock(programs));
             }
@@ -389,7 +401,8 @@ fn run(programs: &Mutex<Programs>, mut sources: Sources, stop: &OwnedFd) {
             }
         }
         let mut programs = lock(programs);
-        sources.tell(&mut programs);
+        let heard = sources.tell(&mut programs);
+        pausing = heard && sources.gate.is_some();
         programs.forget_ended();
         programs.release_idle();
         sources.check();
@@ -402,24 +415,33 @@ struct Woken {
     mounts: bool,
 }
 
-/// Waits for something to do.
-fn wait(ends: &OwnedFd, sources: &Sources, stop: &OwnedFd) -> rustix::io::Result<Woken> {
+/// Waits for something to do; while it is `pausing`, nothing is to be heard of what starts and what is
+/// mapped until the pause is over.
+fn wait(
+    ends: &OwnedFd,
+    sources: &Sources,
+    stop: &OwnedFd,
+    pausing: bool,
+) -> rustix::io::Result<Woken> {
     let more = sources.gate.as_ref().is_some_and(ExecGate::has_next);
+    let timeout = match (more, pausing) {
+        (true, _) => Duration::ZERO,
+        (false, true) => PAUSE,
+        (false, false) => HOUSEKEEPING,
+    };
     let timeout = Timespec {
-        tv_sec: if more {
-            0
-        } else {
-            HOUSEKEEPING.as_secs().cast_signed()
-        },
-        tv_nsec: 0,
+        tv_sec: timeout.as_secs().cast_signed(),
+        tv_nsec: timeout.subsec_nanos().into(),
     };
     let mut descriptors = vec![
         PollFd::new(stop, PollFlags::IN),
-        PollFd::new(&sources.events, PollFlags::IN),
         PollFd::new(ends, PollFlags::IN),
     ];
-    let mappings = sources.mappings.as_ref();
-    descriptors.extend(mappings.map(|mappings| PollFd::new(mappings, PollFlags::IN)));
+    if !pausing {
+        descriptors.push(PollFd::new(&sources.events, PollFlags::IN));
+        let mappings = sources.mappings.as_ref();
+        descriptors.extend(mappings.map(|mappings| PollFd::new(mappings, PollFlags::IN)));
+    }
     let others = descriptors.len();
     // proc(5): changes of the list of mounts are exceptional conditions.
     let mounts = sources.mounts.iter();
