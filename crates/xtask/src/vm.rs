@@ -12,13 +12,14 @@ mod payload;
 mod report;
 mod userland;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use rustix::fs::{FlockOperation, flock};
 
 use crate::arch::Arch;
 use crate::cargo::target_dir;
@@ -166,6 +167,7 @@ pub fn run(options: &Options) -> Result<()> {
     };
     let dir = target_dir().join("vm");
     fs::create_dir_all(&dir)?;
+    let _lock = lock(&dir)?;
     let userland = userland::ensure(arch, options.update)?;
     let kernels = releases
         .iter()
@@ -203,6 +205,19 @@ pub fn run(options: &Options) -> Result<()> {
             dir.display()
         )
     }
+}
+
+/// One run at a time: another one would write to the disks that this one's machines read.
+fn lock(dir: &Path) -> Result<File> {
+    let path = dir.join("lock");
+    let file = File::create(&path).with_context(|| path.display().to_string())?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).with_context(|| {
+        format!(
+            "{}: another `cargo xtask vm` uses the disks beside it; wait until it has ended",
+            path.display()
+        )
+    })?;
+    Ok(file)
 }
 
 fn boot(machine: &Machine<'_>, condition: Condition, limit: Duration) -> Report {
