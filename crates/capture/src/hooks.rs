@@ -5,13 +5,15 @@
 //! process that is killed leaves its own behind. To tell these from the filters of another capture
 //! that runs now, each capture takes a slot: an abstract Unix socket, which is there for the network
 //! namespace and vanishes with its owner, and a handle of filters. Whoever can take a slot may remove
-//! all filters with its handle and our name.
+//! all filters with its handle and our name. Other such sockets say whose turn it is to begin or end, and
+//! which qdiscs nobody but captures had asked for: the last capture removes them.
 //!
 //! We go first at a hook: most programs end the chain for a packet, so whoever comes behind does not
 //! see it. Outgoing packets are thus seen even if a later program drops them.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use libbpf_rs::libbpf_sys;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -37,9 +39,18 @@ pub(crate) struct Hooks {
     namespace: NetworkNamespace,
     links: Vec<OwnedFd>,
     filters: Vec<Filter>,
-    /// Interfaces whose clsact is ours to remove, if nobody else uses it by then.
-    qdiscs: Vec<u32>,
+    /// Clsact qdiscs that are ours to remove, if nobody else uses them by then.
+    qdiscs: Vec<Qdisc>,
     slot: Option<Slot>,
+}
+
+/// The clsact qdisc of an interface that we made, or another capture beside which we used it: whichever ends
+/// last removes it.
+#[derive(Debug)]
+struct Qdisc {
+    ifindex: u32,
+    /// Tells others so; `None` if they can't be told.
+    _claim: Option<OwnedFd>,
 }
 
 /// A filter of ours.
@@ -55,6 +66,13 @@ struct Filter {
 #[derive(Debug)]
 struct Slot {
     handle: u32,
+    _socket: OwnedFd,
+}
+
+/// Only one capture of a network namespace at a time begins or ends: one that ends must not remove the qdisc
+/// that another one has found and not used yet.
+#[derive(Debug)]
+struct Turn {
     _socket: OwnedFd,
 }
 
@@ -128,11 +146,12 @@ impl Hooks {
         let qdiscs = std::mem::take(&mut self.qdiscs);
         // If we can't enter the namespace any more, the next capture there removes them.
         let _ = self.namespace.enter(|| {
+            let _turn = Turn::take();
             for filter in &filters {
                 remove_filter(filter);
             }
-            for &ifindex in &qdiscs {
-                remove_unused_qdisc(ifindex);
+            for qdisc in &qdiscs {
+                remove_unused_qdisc(qdisc.ifindex);
             }
         });
         self.slot = None;
@@ -168,15 +187,14 @@ impl Hooks {
     }
 
     fn attach_filters(&mut self, attachments: &[Attachment<'_>]) -> Result<(), Error> {
+        let _turn = Turn::take();
         let (slot, stale) = Slot::take()?;
         let handle = slot.handle;
         self.slot = Some(slot);
         // What remains of a capture that was killed, its qdiscs included.
         for filter in &stale {
             remove_filter(filter);
-            if !self.qdiscs.contains(&filter.ifindex) {
-                self.qdiscs.push(filter.ifindex);
-            }
+            self.own_qdisc(filter.ifindex, handle);
         }
         for attachment in attachments {
             let hook = both_hooks(attachment.ifindex);
@@ -184,11 +202,12 @@ impl Hooks {
             let (created, _) =
                 libbpf_log::listen(|| unsafe { libbpf_sys::bpf_tc_hook_create(&mut { hook }) });
             match created {
-                0 if !self.qdiscs.contains(&attachment.ifindex) => {
-                    self.qdiscs.push(attachment.ifindex);
+                0 => self.own_qdisc(attachment.ifindex, handle),
+                failed if failed == -rustix::io::Errno::EXIST.raw_os_error() => {
+                    if another_made_qdisc(attachment.ifindex, handle) {
+                        self.own_qdisc(attachment.ifindex, handle);
+                    }
                 }
-                0 => {}
-                failed if failed == -rustix::io::Errno::EXIST.raw_os_error() => {}
                 failed => {
                     let reason = io::Error::from_raw_os_error(-failed);
                     return Err(attach_error(attachment.place(), &reason));
@@ -197,6 +216,16 @@ impl Hooks {
             self.attach_filter(attachment, handle)?;
         }
         Ok(())
+    }
+
+    /// The qdisc is to be removed once nobody uses it.
+    fn own_qdisc(&mut self, ifindex: u32, handle: u32) {
+        if !self.qdiscs.iter().any(|qdisc| qdisc.ifindex == ifindex) {
+            self.qdiscs.push(Qdisc {
+                ifindex,
+                _claim: bind_name(&qdisc_name(ifindex, handle)).ok(),
+            });
+        }
     }
 
     /// A priority may be taken by filters of another kind, which don't mix.
@@ -259,17 +288,8 @@ impl Slot {
         };
         let mut free = Vec::new();
         for handle in Self::FIRST_HANDLE..Self::FIRST_HANDLE + Self::COUNT {
-            let name = format!("ecapture/clsact/{handle:x}");
-            let address = SocketAddrUnix::new_abstract_name(name.as_bytes()).map_err(system)?;
-            let socket = rustix::net::socket_with(
-                AddressFamily::UNIX,
-                SocketType::DGRAM,
-                SocketFlags::CLOEXEC,
-                None,
-            )
-            .map_err(system)?;
-            match rustix::net::bind(&socket, &address) {
-                Ok(()) => free.push(Self {
+            match bind_name(&format!("ecapture/clsact/{handle:x}")) {
+                Ok(socket) => free.push(Self {
                     handle,
                     _socket: socket,
                 }),
@@ -303,6 +323,54 @@ impl Slot {
             }),
         }
     }
+}
+
+impl Turn {
+    /// Longer than any capture takes, unless it is stopped in the middle.
+    const PATIENCE: Duration = Duration::from_secs(5);
+    const PAUSE: Duration = Duration::from_millis(2);
+
+    /// Waits until nobody else has it. `None` if that takes too long: then it is the lesser evil to go on.
+    fn take() -> Option<Self> {
+        let begun = Instant::now();
+        loop {
+            match bind_name("ecapture/clsact/turn") {
+                Ok(socket) => return Some(Self { _socket: socket }),
+                Err(rustix::io::Errno::ADDRINUSE) if begun.elapsed() < Self::PATIENCE => {
+                    std::thread::sleep(Self::PAUSE);
+                }
+                Err(_) => return None,
+            }
+        }
+    }
+}
+
+/// Binds a socket to a name of the calling thread's network namespace, which nobody else can have as long as
+/// the socket is open.
+fn bind_name(name: &str) -> rustix::io::Result<OwnedFd> {
+    let address = SocketAddrUnix::new_abstract_name(name.as_bytes())?;
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    rustix::net::bind(&socket, &address)?;
+    Ok(socket)
+}
+
+/// Held by the capture with this handle, if it has made the interface's qdisc, or used it beside one that has.
+fn qdisc_name(ifindex: u32, handle: u32) -> String {
+    format!("ecapture/clsact/{handle:x}/{ifindex}")
+}
+
+fn another_made_qdisc(ifindex: u32, own_handle: u32) -> bool {
+    (Slot::FIRST_HANDLE..Slot::FIRST_HANDLE + Slot::COUNT)
+        .filter(|&handle| handle != own_handle)
+        .any(|handle| {
+            bind_name(&qdisc_name(ifindex, handle))
+                .is_err_and(|errno| errno == rustix::io::Errno::ADDRINUSE)
+        })
 }
 
 /// Every packet program of ours has such a name, the filter program included.

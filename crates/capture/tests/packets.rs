@@ -1128,6 +1128,47 @@ fn nothing_stays_attached() {
     assert!(left.contains("u32"), "{left}");
 }
 
+/// One that ends must not take away the qdisc that another one is about to use, or has begun to use.
+#[test]
+#[ignore = "needs root: run `cargo xtask test`"]
+fn captures_that_begin_and_end_at_the_same_time_leave_each_other_alone() {
+    const AT_ONCE: usize = 3;
+    const TIMES: usize = 25;
+
+    let namespace = Namespace::new();
+    let somebody = Program::client(&others(), &namespace);
+    let own_filters = |handle_count: usize| {
+        let both: String = ["ingress", "egress"]
+            .map(|hook| namespace.run(&["tc", "filter", "show", "dev", "lo", hook]))
+            .concat();
+        let found = both.matches("name ecapture_").count();
+        assert!(found >= 2 * handle_count, "{found} filters: {both}");
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                for _ in 0..TIMES {
+                    let options = PacketOptions {
+                        hooks: Some(HookKind::Clsact),
+                        all_packets: true,
+                        ..options_in(&somebody, "lo")
+                    };
+                    let capture = PacketCapture::attach(None, &options).unwrap();
+                    own_filters(1);
+                    drop(capture);
+                }
+            });
+        }
+    });
+    assert_eq!(
+        namespace
+            .run(&["tc", "qdisc", "show"])
+            .matches("clsact")
+            .count(),
+        0
+    );
+}
+
 /// Not a test: a capture that will be killed, or told to end.
 #[test]
 #[ignore = "only as a child process of the other tests"]

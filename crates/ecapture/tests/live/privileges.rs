@@ -129,7 +129,7 @@ fn all_programs_are_captured_with_the_documented_capabilities() -> Result<()> {
     let first = fleet.add(0, GoRelease::NEWEST, Variant::Default)?;
     let second = fleet.add(1, GoRelease::Go1_21, Variant::Stripped)?;
     let mut running = Exchange::spawn(&mut fleet::command(&first, "-hold -seed 1"))?;
-    let mut command = as_nobody(&ecapture, ALL_PROGRAMS);
+    let mut command = as_nobody(&ecapture, &on_this_kernel(ALL_PROGRAMS)?);
     command.args(["--format", "json", "--events", "connection,data,lost,close"]);
     command.args(["--comm", &fleet.glob(), "--longest-hold", "60000"]);
     let capture = Capture::spawn(&mut command)?;
