@@ -260,7 +260,9 @@ impl Held {
             links: BTreeSet::new(),
         };
         for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-            let info = fs::read_to_string(entry?.path())?;
+            let Ok(info) = fs::read_to_string(entry?.path()) else {
+                continue; // a descriptor that has just been closed
+            };
             let number = |field: &str| {
                 let value = info.lines().find_map(|line| line.strip_prefix(field))?;
                 value.trim().parse().ok()
