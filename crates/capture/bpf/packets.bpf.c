@@ -184,6 +184,9 @@ static __always_inline int own(struct bpf_sock *socket)
 	owner = bpf_sk_storage_get(&owners, socket, &process, BPF_SK_STORAGE_GET_F_CREATE);
 	if (owner)
 		*owner = process;
+	else
+		/* No memory, or more than net.core.optmem_max. */
+		count(&shared.unowned_sockets, 1);
 	return 1;
 }
 

@@ -90,7 +90,8 @@ same_layout!(
     unreadable_records,
     unreadable_bytes,
     too_long_bytes,
-    unknown_calls
+    unknown_calls,
+    unowned_sockets
 );
 
 // The reader finds the shared state at the start of .bss.
@@ -119,6 +120,7 @@ same_layout!(
     layout::SharedState,
     wake,
     lost_records,
-    lost_bytes
+    lost_bytes,
+    unowned_sockets
 );
 const _: () = assert!(offset_of!(packet_types::bss, shared) == 0);

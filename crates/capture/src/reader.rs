@@ -43,6 +43,8 @@ pub struct Counters {
     pub too_long_bytes: u64,
     /// Calls whose very arguments could not be read.
     pub unknown_calls: u64,
+    /// Times that a process's socket could not be remembered as its own: packets of it may be missing.
+    pub unowned_sockets: u64,
 }
 
 impl std::ops::Add for Counters {
@@ -56,6 +58,7 @@ impl std::ops::Add for Counters {
             unreadable_bytes: self.unreadable_bytes + other.unreadable_bytes,
             too_long_bytes: self.too_long_bytes + other.too_long_bytes,
             unknown_calls: self.unknown_calls + other.unknown_calls,
+            unowned_sockets: self.unowned_sockets + other.unowned_sockets,
         }
     }
 }
@@ -176,6 +179,7 @@ impl Reader {
             unreadable_bytes: self.counter(std::mem::offset_of!(SharedState, unreadable_bytes)),
             too_long_bytes: self.counter(std::mem::offset_of!(SharedState, too_long_bytes)),
             unknown_calls: self.counter(std::mem::offset_of!(SharedState, unknown_calls)),
+            unowned_sockets: self.counter(std::mem::offset_of!(SharedState, unowned_sockets)),
         }
     }
 

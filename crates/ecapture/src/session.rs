@@ -165,6 +165,13 @@ impl Outcome {
             let calls = counters.unknown_calls;
             summary += &format!("; calls with unreadable arguments: {calls}");
         }
+        if counters.unowned_sockets > 0 {
+            let sockets = counters.unowned_sockets;
+            summary += &format!(
+                "; packets of up to {sockets} sockets may be missing or name no process: the kernel had no \
+                 memory to remember whose they are (net.core.optmem_max)"
+            );
+        }
         if self.pipeline.undecodable > 0 {
             let records = self.pipeline.undecodable;
             summary += &format!("; undecodable records (a defect, please report): {records}");

@@ -261,6 +261,9 @@ struct shared_state {
 	/* Hits whose arguments could not be read or make no sense, so that nothing is known of
 	 * them. */
 	__u64 unknown_calls;
+	/* Times that a process's socket could not be remembered as its own, so that packets of it
+	 * may be missing. */
+	__u64 unowned_sockets;
 };
 
 /* shared_state.wake */

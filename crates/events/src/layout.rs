@@ -133,6 +133,7 @@ pub struct SharedState {
     pub unreadable_bytes: u64,
     pub too_long_bytes: u64,
     pub unknown_calls: u64,
+    pub unowned_sockets: u64,
 }
 
 /// `enum record_kind`: `RECORD_DATA`

@@ -15,6 +15,7 @@ use crate::capture::Signal;
 use crate::exchange::{LONG, Program};
 use crate::harmless::Held;
 use crate::https::{Https, Parties};
+use crate::kernel;
 use crate::wireshark::program;
 
 /// Two network namespaces, joined by a pair of virtual interfaces. Dropping removes them.
@@ -132,6 +133,38 @@ fn either_end_of_a_joint_sees_the_same_packets() -> Result<()> {
         }
         assert_same_packets(&found[0], &found[1]);
     }
+    Ok(())
+}
+
+/// The kernel has no room for whose sockets they are, from when the capture has begun.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn sockets_that_could_not_be_remembered_are_told_of() -> Result<()> {
+    let namespaces = Namespaces::joined()?;
+    let Namespaces { server, client } = &namespaces;
+    let parties = Parties::new(GoRelease::NEWEST)?;
+    let running = Namespaces::start(server, &parties.server, "-role server -addr 198.51.100.1:0")?;
+    let flags = format!("-role client -addr {} -hold -requests 3", running.addr());
+    let mut asking = Namespaces::start(client, &parties.client, &flags)?;
+    let mut command = PacketCapture::command();
+    let capture = PacketCapture::spawn(command.args(["--pid", &asking.pid().to_string()]))?;
+    let limit = "/proc/sys/net/core/optmem_max";
+    let mut shell = Namespaces::command(client);
+    // Since Linux 6.8 each network namespace has a limit of its own.
+    shell.args([
+        "sh",
+        "-c",
+        &format!("test ! -e {limit} || echo 0 > {limit}"),
+    ]);
+    xtask::run::output(&mut shell)?;
+    asking.go()?;
+    asking.finish()?;
+    running.finish()?;
+    let finished = capture.capture.end()?.success()?;
+    let (said, has_limit) = (finished.stderr_text(), kernel::version()? >= (6, 8));
+    let told = said.contains("sockets may be missing or name no process");
+    assert_eq!(told, has_limit, "{said}");
+    assert_eq!(said.contains("summary: 0 packets"), has_limit, "{said}");
     Ok(())
 }
 
