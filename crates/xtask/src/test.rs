@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use std::{env, fs, thread};
+use std::{env, fmt, fs, thread};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -12,7 +12,7 @@ use crate::cargo::{cargo, workspace};
 use crate::matrix::{self, GoRelease, Program};
 use crate::setup::{self, Group};
 use crate::toolchain::Toolchain;
-use crate::{bench, cache, dependencies, fuzz, run, standalone};
+use crate::{bench, cache, dependencies, fuzz, run, standalone, vm};
 
 /// What to run of it
 #[derive(Args, Clone, Debug, Default)]
@@ -41,10 +41,10 @@ pub fn run(options: &Options) -> Result<()> {
             setup::mount_kernel_filesystems()
         }
     });
-    if !options.quick && stages.all_passed() {
+    if !options.quick && stages.none_failed() {
         stages.run("test binaries", || matrix::ensure_all().map(drop));
     }
-    if !stages.all_passed() {
+    if !stages.none_failed() {
         return stages.summary();
     }
 
@@ -88,6 +88,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     if options.only.is_none() && !options.quick {
         stages.run("fuzz targets", fuzz::briefly);
+        stages.run_if_possible("other kernels", vm::briefly);
     }
     stages.summary()
 }
@@ -220,46 +221,60 @@ fn gofmt() -> Result<()> {
     Ok(())
 }
 
+/// What became of a stage.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Passed,
+    Failed,
+    Skipped,
+}
+
 /// What has been run, how long it took, and whether it passed.
 #[derive(Default)]
-struct Stages(Vec<(&'static str, Duration, bool)>);
+struct Stages(Vec<(&'static str, Duration, Verdict)>);
 
 impl Stages {
     fn run(&mut self, name: &'static str, stage: impl FnOnce() -> Result<()>) {
-        eprintln!("\n== {name}");
-        let start = Instant::now();
-        let result = stage();
-        if let Err(error) = &result {
-            eprintln!("{name}: {error:#}");
-        }
-        let took = start.elapsed();
-        eprintln!(
-            "== {name}: {}, {:.1} s",
-            verdict(result.is_ok()),
-            took.as_secs_f64()
-        );
-        self.0.push((name, took, result.is_ok()));
+        self.run_if_possible(name, || stage().map(|()| vm::Outcome::Run));
     }
 
-    fn all_passed(&self) -> bool {
-        self.0.iter().all(|(_, _, passed)| *passed)
+    /// What can't be run here is skipped, and the summary says so.
+    fn run_if_possible(&mut self, name: &'static str, stage: impl FnOnce() -> Result<vm::Outcome>) {
+        eprintln!("\n== {name}");
+        let start = Instant::now();
+        let verdict = match stage() {
+            Ok(vm::Outcome::Run) => Verdict::Passed,
+            Ok(vm::Outcome::Skipped(why)) => {
+                eprintln!("{name}: not run: {why:#}");
+                Verdict::Skipped
+            }
+            Err(error) => {
+                eprintln!("{name}: {error:#}");
+                Verdict::Failed
+            }
+        };
+        let took = start.elapsed();
+        eprintln!("== {name}: {verdict}, {:.1} s", took.as_secs_f64());
+        self.0.push((name, took, verdict));
+    }
+
+    fn none_failed(&self) -> bool {
+        self.0
+            .iter()
+            .all(|(_, _, verdict)| *verdict != Verdict::Failed)
     }
 
     fn summary(self) -> Result<()> {
         println!("\nSummary");
-        for (name, took, passed) in &self.0 {
-            println!(
-                "  {name:<20} {:>7.1} s  {}",
-                took.as_secs_f64(),
-                verdict(*passed)
-            );
+        for (name, took, verdict) in &self.0 {
+            println!("  {name:<20} {:>7.1} s  {verdict}", took.as_secs_f64());
         }
         let total: Duration = self.0.iter().map(|(_, took, _)| *took).sum();
         println!("  {:<20} {:>7.1} s", "total", total.as_secs_f64());
         let failed: Vec<_> = self
             .0
             .iter()
-            .filter(|(_, _, passed)| !passed)
+            .filter(|(_, _, verdict)| *verdict == Verdict::Failed)
             .map(|(name, _, _)| *name)
             .collect();
         if !failed.is_empty() {
@@ -269,8 +284,14 @@ impl Stages {
     }
 }
 
-const fn verdict(passed: bool) -> &'static str {
-    if passed { "passed" } else { "FAILED" }
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Passed => "passed",
+            Self::Failed => "FAILED",
+            Self::Skipped => "skipped",
+        })
+    }
 }
 
 #[cfg(test)]
