@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,40 +34,79 @@ pub struct MappingEvent {
 /// Tells of all processes; gone when this is dropped.
 #[derive(Debug)]
 pub struct MappingEvents {
-    rings: Vec<Ring>,
+    processors: Vec<Processor>,
     /// Readable when one of the rings is.
     ready: OwnedFd,
+    is_patient: bool,
+}
+
+/// Two rings, one of which is written to: a ring's watermark can't be changed, and each wake-up costs the
+/// process that maps a file an interrupt.
+#[derive(Debug)]
+struct Processor {
+    /// Wakes up for each file.
+    at_once: Ring,
+    /// Wakes up when it is half full.
+    patient: Ring,
 }
 
 /// For about 250 files on each processor: a program that starts maps a handful.
 const RING_PAGES: usize = 8;
 
+// <linux/perf_event.h>, `_IO('$', 0)` and `_IO('$', 1)`.
+const PERF_EVENT_IOC_ENABLE: libc::Ioctl = 0x2400;
+const PERF_EVENT_IOC_DISABLE: libc::Ioctl = 0x2401;
+
 impl MappingEvents {
     /// Begins to watch.
     pub fn watch() -> io::Result<Self> {
         let ready = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let mut rings = Vec::new();
-        let processors = libbpf_rs::num_possible_cpus().map_err(io::Error::other)?;
-        for processor in 0..processors {
-            match Ring::open(processor) {
-                Ok(ring) => {
-                    let data = epoll::EventData::new_u64(0);
-                    epoll::add(&ready, &ring.event, data, epoll::EventFlags::IN)?;
-                    rings.push(ring);
+        let mut processors = Vec::new();
+        for number in 0..libbpf_rs::num_possible_cpus().map_err(io::Error::other)? {
+            match Processor::open(number) {
+                Ok(processor) => {
+                    for ring in processor.rings() {
+                        let data = epoll::EventData::new_u64(0);
+                        epoll::add(&ready, &ring.event, data, epoll::EventFlags::IN)?;
+                    }
+                    processors.push(processor);
                 }
                 // It is offline.
                 Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(Self { rings, ready })
+        Ok(Self {
+            processors,
+            ready,
+            is_patient: false,
+        })
+    }
+
+    /// Whether to be readable only when there is a lot to drain, for who drains it from time to time: that
+    /// spares the processes that map files. As it begins, this is readable as soon as there is anything.
+    pub fn set_patient(&mut self, is_patient: bool) -> io::Result<()> {
+        if is_patient == self.is_patient {
+            return Ok(());
+        }
+        for Processor { at_once, patient } in &self.processors {
+            let (next, last) = match is_patient {
+                true => (patient, at_once),
+                false => (at_once, patient),
+            };
+            // In between, what happens is told twice.
+            next.control(PERF_EVENT_IOC_ENABLE)?;
+            last.control(PERF_EVENT_IOC_DISABLE)?;
+        }
+        self.is_patient = is_patient;
+        Ok(())
     }
 
     /// Hands on what was heard of since the last call. Whether there was more than room for it: then look
     /// at all processes.
     pub fn drain(&mut self, mut each: impl FnMut(&MappingEvent)) -> bool {
         let mut lost = false;
-        for ring in &mut self.rings {
+        for ring in self.processors.iter().flat_map(Processor::rings) {
             ring.drain(|kind, record| match kind {
                 libbpf_sys::PERF_RECORD_MMAP2 => {
                     if let Some(event) = parse(record) {
@@ -89,7 +128,23 @@ impl AsFd for MappingEvents {
     }
 }
 
-/// The events of one processor.
+impl Processor {
+    fn open(number: usize) -> io::Result<Self> {
+        let half = (RING_PAGES * rustix::param::page_size() / 2) as u32;
+        let processor = Self {
+            at_once: Ring::open(number, 1)?,
+            patient: Ring::open(number, half)?,
+        };
+        processor.at_once.control(PERF_EVENT_IOC_ENABLE)?;
+        Ok(processor)
+    }
+
+    fn rings(&self) -> [&Ring; 2] {
+        [&self.at_once, &self.patient]
+    }
+}
+
+/// What one processor tells of while it is enabled.
 #[derive(Debug)]
 struct Ring {
     // Unmapped before it is closed.
@@ -99,7 +154,8 @@ struct Ring {
 }
 
 impl Ring {
-    fn open(processor: usize) -> io::Result<Self> {
+    /// Disabled. Wakes up when there are so many bytes.
+    fn open(processor: usize, watermark: u32) -> io::Result<Self> {
         let mut attributes = perf_event_attr {
             type_: libbpf_sys::PERF_TYPE_SOFTWARE,
             size: size_of::<perf_event_attr>() as u32,
@@ -109,9 +165,9 @@ impl Ring {
         attributes.set_mmap(1);
         attributes.set_mmap2(1);
         attributes.set_exclude_kernel(1);
+        attributes.set_disabled(1);
         attributes.set_watermark(1);
-        // Wake up for whatever there is.
-        attributes.__bindgen_anon_2.wakeup_watermark = 1;
+        attributes.__bindgen_anon_2.wakeup_watermark = watermark;
         const CLOEXEC: libc::c_ulong = 8; // PERF_FLAG_FD_CLOEXEC
         // SAFETY: The attributes have the size that they say, and live until the call returns.
         let descriptor = unsafe {
@@ -140,8 +196,16 @@ impl Ring {
         })
     }
 
+    fn control(&self, request: libc::Ioctl) -> io::Result<()> {
+        // SAFETY: The requests that are made of perf events here take no argument but flags.
+        match unsafe { libc::ioctl(self.event.as_raw_fd(), request, 0) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
     /// Hands kind and body of each record on, and gives its room back.
-    fn drain(&mut self, mut each: impl FnMut(libbpf_sys::perf_event_type, &[u8])) {
+    fn drain(&self, mut each: impl FnMut(libbpf_sys::perf_event_type, &[u8])) {
         let control = self.map.as_mut_ptr().cast::<perf_event_mmap_page>();
         // SAFETY: The first page of the mapping, which is as large, and these fields of it are aligned,
         // and changed by the kernel and here, atomically.
@@ -207,24 +271,48 @@ mod tests {
     use std::process::Command;
     use std::time::{Duration, Instant};
 
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
     use super::*;
 
     #[test]
     #[ignore = "needs root: run `cargo xtask test`"]
     fn libraries_of_a_process_that_starts_are_told_of() {
         let mut events = MappingEvents::watch().unwrap();
-        let mut child = Command::new("true").spawn().unwrap();
-        let deadline = Instant::now() + Duration::from_secs(60);
-        let mut found = false;
-        while !found && Instant::now() < deadline {
-            events.drain(|event| {
-                let is_libc = event.path.to_string_lossy().contains("/libc");
-                found |= event.pid == child.id() && is_libc;
-            });
-            std::thread::yield_now();
+        for is_patient in [false, true, true, false] {
+            events.set_patient(is_patient).unwrap();
+            let mut child = Command::new("true").spawn().unwrap();
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let mut found = false;
+            while !found && Instant::now() < deadline {
+                events.drain(|event| {
+                    let is_libc = event.path.to_string_lossy().contains("/libc");
+                    found |= event.pid == child.id() && is_libc;
+                });
+                std::thread::yield_now();
+            }
+            child.wait().unwrap();
+            assert!(found, "patient: {is_patient}");
         }
-        child.wait().unwrap();
-        assert!(found);
+    }
+
+    #[test]
+    #[ignore = "needs root: run `cargo xtask test`"]
+    fn who_is_patient_is_woken_by_many_files_and_not_by_few() {
+        let mut events = MappingEvents::watch().unwrap();
+        events.set_patient(true).unwrap();
+        // The first ones don't fill half a ring, unless others start many programs as well.
+        let started = 60;
+        let mut heard_at_once = 0;
+        for _ in 0..started {
+            Command::new("true").status().unwrap();
+            let now = Timespec::default();
+            heard_at_once += poll(&mut [PollFd::new(&events, PollFlags::IN)], Some(&now)).unwrap();
+        }
+        let mut files = 0;
+        events.drain(|_| files += 1);
+        assert!(files >= started, "{files}");
+        assert!(heard_at_once < started, "{heard_at_once} of {started}");
     }
 
     #[test]

@@ -24,6 +24,10 @@ use crate::session::Attached;
 /// attached to before it begins is held, and heard of at once.
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// Programs start all the time if none of so long a time went by without one, and no more once none has
+/// started for as long.
+const LULL: Duration = Duration::from_millis(100);
+
 /// How often executables are looked for that nobody runs any more.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
@@ -388,9 +392,9 @@ fn run(programs: &Mutex<Programs>, mut sources: Sources, stop: &OwnedFd) {
     let Ok(ends) = lock(programs).as_fd().try_clone_to_owned() else {
         return;
     };
-    let mut pausing = false;
+    let mut pace = Pace::new(Instant::now());
     loop {
-        match wait(&ends, &sources, stop, pausing) {
+        match wait(&ends, &sources, stop, pace.is_pausing) {
             Ok(Woken { stop: true, .. }) | Err(_) => {
                 return sources.tell_of_missed(&mut lock(programs));
             }
@@ -402,10 +406,57 @@ fn run(programs: &Mutex<Programs>, mut sources: Sources, stop: &OwnedFd) {
         }
         let mut programs = lock(programs);
         let heard = sources.tell(&mut programs);
-        pausing = heard && sources.gate.is_some();
+        if sources.gate.is_some() {
+            pace.heard(heard, Instant::now());
+        } else {
+            pace = Pace::new(Instant::now());
+        }
+        if let Some(mappings) = &mut sources.mappings {
+            // If it fails, more is told of at once than need be.
+            let _ = mappings.set_patient(pace.is_busy);
+        }
         programs.forget_ended();
         programs.release_idle();
         sources.check();
+    }
+}
+
+/// How often programs start.
+#[derive(Debug)]
+struct Pace {
+    /// One has just started, so what comes next may wait for a moment.
+    is_pausing: bool,
+    /// They start all the time, so nobody need tell that there is something to hear of.
+    is_busy: bool,
+    busy_since: Instant,
+    last_heard: Instant,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self {
+            is_pausing: false,
+            is_busy: false,
+            busy_since: now,
+            last_heard: now,
+        }
+    }
+
+    /// Whether anything was heard of since the last time.
+    fn heard(&mut self, heard: bool, now: Instant) {
+        let lull = now.duration_since(self.last_heard) >= LULL;
+        if heard {
+            if lull {
+                self.busy_since = now;
+            }
+            self.last_heard = now;
+        }
+        self.is_busy = match (heard, lull) {
+            (true, _) => self.last_heard.duration_since(self.busy_since) >= LULL,
+            (false, true) => false,
+            (false, false) => self.is_busy,
+        };
+        self.is_pausing = heard || self.is_busy;
     }
 }
 
@@ -457,5 +508,30 @@ fn wait(
                 .any(|mounts| !mounts.revents().is_empty()),
         }),
         Err(errno) => Err(errno),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pace_is_busy_from_one_lull_to_the_next() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        let mut at = |heard, ms| {
+            pace.heard(heard, start + Duration::from_millis(ms));
+            (pace.is_pausing, pace.is_busy)
+        };
+        assert_eq!(at(false, 1000), (false, false));
+        assert_eq!(at(true, 1001), (true, false));
+        assert_eq!(at(false, 1011), (false, false));
+        assert_eq!(at(true, 1060), (true, false));
+        assert_eq!(at(true, 1101), (true, true));
+        assert_eq!(at(false, 1111), (true, true));
+        assert_eq!(at(false, 1200), (true, true));
+        assert_eq!(at(true, 1200), (true, true));
+        assert_eq!(at(false, 1300), (false, false));
+        assert_eq!(at(true, 1301), (true, false));
     }
 }
