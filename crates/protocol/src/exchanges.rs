@@ -224,6 +224,8 @@ struct Open {
     /// What each side's body is taken for ([`Side::index`]).
     bodies: [Framing; 2],
     socket: Option<Box<Socket>>,
+    /// Which sides sent a WebSocket's closing message ([`Side::index`]).
+    closing: [bool; 2],
     settled: [bool; 2],
     message_bytes: u64,
 }
@@ -254,6 +256,7 @@ impl Open {
             exchange,
             bodies: [Framing::None, Framing::None],
             socket: None,
+            closing: [false; 2],
             settled: [false; 2],
             message_bytes: 0,
         }
@@ -483,6 +486,7 @@ impl Open {
             WebSocketEvent::Ping(side, data) => (side, MessageKind::Ping, data.into(), (0, 0)),
             WebSocketEvent::Pong(side, data) => (side, MessageKind::Pong, data.into(), (0, 0)),
             WebSocketEvent::Close(side, code, reason) => {
+                self.closing[side.index()] = true;
                 let code = code.map(u16::to_be_bytes);
                 let payload = [code.as_ref().map_or(&[][..], |code| code), reason].concat();
                 (side, MessageKind::Close, Cow::Owned(payload), (0, 0))
@@ -517,7 +521,9 @@ impl Open {
             exchange.request.cease();
             exchange.response.cease();
         }
-        (exchange.is_whole() && !self.is_switching()).then_some(Ending::Complete)
+        // RFC 6455 section 7.1.4: then a WebSocket was closed cleanly; the connection's end says no more.
+        let closed = self.closing == [true; 2];
+        (closed || exchange.is_whole() && !self.is_switching()).then_some(Ending::Complete)
     }
 
     /// Whether the protocol changes behind the heads, of which the decoder is about to tell.

@@ -408,6 +408,35 @@ fn header_values_are_masked_everywhere_and_decoding_still_works() {
 }
 
 #[test]
+fn a_websocket_that_both_sides_closed_is_complete_whatever_becomes_of_the_connection() {
+    for sides in [&[Side::Client, Side::Server][..], &[Side::Server]] {
+        for ending in [Ending::ConnectionClosed, Ending::CaptureEnded] {
+            let mut bench = Bench::new();
+            let stream = StreamId(1);
+            bench.request(stream, "/", &[]);
+            bench.response(stream, 101, &[]);
+            bench.event(HttpEvent::Switched(stream, b"websocket".to_vec()));
+            for &side in sides {
+                // A closing message without a reason: RFC 6455 section 5.5.1.
+                let frame = match side {
+                    Side::Client => &[0x88, 0x80, 1, 2, 3, 4][..],
+                    Side::Server => &[0x88, 0],
+                };
+                bench.body(stream, side, frame);
+            }
+            bench.close(ending);
+            let said = bench.log.last().unwrap();
+            let expected = match (sides.len(), ending) {
+                (2, _) => "Complete",
+                (_, Ending::CaptureEnded) => "CaptureEnded; the capture ended",
+                _ => "ConnectionClosed",
+            };
+            assert!(said.ends_with(expected), "{sides:?} {ending:?}: {said}");
+        }
+    }
+}
+
+#[test]
 fn too_many_exchanges_displace_the_oldest() {
     let mut bench = Bench::new();
     for stream in 0..=Exchanges::OPEN_MAX as u64 {
