@@ -6,14 +6,28 @@ export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb USER=root
 # Emulation is slow.
 export ECAPTURE_TEST_PATIENCE=10 RUST_BACKTRACE=0
 
+# Mounts an empty file system there, but for what is tested: that lies where it was built.
+hide() {
+    mkdir -p /mnt/hidden
+    mount --bind "$1" /mnt/hidden
+    mount -t tmpfs tmpfs "$1"
+    for entry in /mnt/hidden/* /mnt/hidden/.[!.]*; do
+        if [ -d "$entry" ]; then
+            mkdir "$1/${entry##*/}"
+            mount --bind "$entry" "$1/${entry##*/}"
+        fi
+    done
+    umount /mnt/hidden
+}
+
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
-mount -t tmpfs tmpfs /tmp
-mount -t tmpfs tmpfs /run
+hide /tmp
+hide /run
 mount -t tracefs tracefs /sys/kernel/tracing
 mount -t debugfs debugfs /sys/kernel/debug
 mount -t securityfs securityfs /sys/kernel/security
