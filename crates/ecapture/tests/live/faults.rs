@@ -299,10 +299,10 @@ fn a_payload_that_is_not_in_memory_is_fetched_or_counted() -> Result<()> {
 }
 
 /// Shells that start programs as fast as they can, while this lives.
-struct Storm(#[expect(dead_code, reason = "dropping them ends them")] Vec<Child>);
+pub(crate) struct Storm(#[expect(dead_code, reason = "dropping them ends them")] Vec<Child>);
 
 impl Storm {
-    fn start() -> Result<Self> {
+    pub(crate) fn start() -> Result<Self> {
         // Subshells are forks, `true` by its path is an exec.
         let script = "while :; do (:); /bin/true; (/bin/true & wait); done";
         let shells = (0..2).map(|_| Child::spawn(Command::new("sh").args(["-c", script])));
