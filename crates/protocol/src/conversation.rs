@@ -1,9 +1,9 @@
 //! Which protocol a connection's plaintext is, and its decoder.
 //!
 //! What was negotiated (ALPN) says which protocol to expect, what is sent has to prove it: a request
-//! or status line for HTTP/1, the client's connection preface for HTTP/2. On a connection that is
-//! first seen in the middle, nothing is held: bytes are reported raw until a call begins with a start
-//! line, or for good behind [`RAW_MAX`] bytes.
+//! or status line for HTTP/1, for HTTP/2 the client's connection preface, or the server's settings if
+//! HTTP/2 was negotiated. On a connection that is first seen in the middle, nothing is held: bytes are
+//! reported raw until a call begins with a start line, or for good behind [`RAW_MAX`] bytes.
 
 use events::Direction;
 
@@ -242,6 +242,8 @@ impl Conversation {
             true => request_line(sent),
             false => certain_start_line(Side::Client, sent),
         };
+        let agreed = (self.expected == Expected::Http2 && side == Some(Side::Server))
+            .then_some((Protocol::Http2, Side::Server));
         let mut open = false;
         let candidates = [
             (
@@ -259,8 +261,9 @@ impl Conversation {
                 status_line(sent),
                 Some((Protocol::Http1, Side::Server)),
             ),
-            // A server may send its settings before it has read the preface, which decides.
-            (server && http2, settings(sent), None),
+            // A server may send its settings before it has read the preface, which decides unless HTTP/2
+            // was agreed on.
+            (server && http2, settings(sent), agreed),
         ];
         for (possible, found, decision) in candidates {
             match (possible, found, decision) {

@@ -174,6 +174,27 @@ fn a_server_may_send_its_settings_first() {
 }
 
 #[test]
+fn settings_of_a_server_that_agreed_on_http2_decide() {
+    let settings: &[u8] = b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64";
+    let decided = |role, alpn, direction| {
+        let (mut conversation, mut told) = talk(hint(role, alpn, true), &[(direction, settings)]);
+        let decided = conversation.protocol();
+        // Nobody reads the preface any more.
+        conversation.close(&mut |event| told.take(event));
+        assert_eq!(told.raw.concat().is_empty(), decided.is_some());
+        decided
+    };
+    let http2 = Some(Protocol::Http2);
+    assert_eq!(decided(Some(Side::Server), "h2", Write), http2);
+    assert_eq!(decided(Some(Side::Client), "h2", Read), http2);
+    assert_eq!(decided(Some(Side::Server), "", Write), None);
+    assert_eq!(decided(None, "h2", Write), None);
+    // What they look like to whom only a client could have sent them.
+    let other = talk(hint(Some(Side::Client), "h2", true), &[(Write, settings)]);
+    assert_eq!(other.0.protocol(), Some(Protocol::Other));
+}
+
+#[test]
 fn what_is_held_is_bounded() {
     let mut conversation = Conversation::new(hint(None, "", true));
     let mut told = Told::default();
