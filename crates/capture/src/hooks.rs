@@ -16,13 +16,13 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use libbpf_rs::libbpf_sys;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::SocketAddrUnix;
 use rustix::thread::CapabilitySet;
 
 use crate::error::kernel_release;
 use crate::tc_filters::{self, TcFilter};
 use crate::translate::Hook;
-use crate::{Error, NetworkNamespace, interfaces, libbpf_log};
+use crate::{Error, NetworkNamespace, interfaces, libbpf_log, network_namespace};
 
 /// How programs are attached to interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -349,12 +349,7 @@ impl Turn {
 /// the socket is open.
 fn bind_name(name: &str) -> rustix::io::Result<OwnedFd> {
     let address = SocketAddrUnix::new_abstract_name(name.as_bytes())?;
-    let socket = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::DGRAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
+    let socket = network_namespace::local_socket()?;
     rustix::net::bind(&socket, &address)?;
     Ok(socket)
 }

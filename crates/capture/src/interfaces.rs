@@ -4,9 +4,7 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
-
-use crate::Error;
+use crate::{Error, network_namespace};
 
 /// What the packets of an interface begin with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -163,12 +161,7 @@ pub(crate) fn all_indices() -> io::Result<Vec<u32>> {
 /// By if_nameindex(3) and the requests of netdevice(7). (getifaddrs(3) would be one call, but says
 /// nothing of interfaces that have no hardware address.)
 fn list() -> io::Result<Vec<Found>> {
-    let socket = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::DGRAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
+    let socket = network_namespace::local_socket()?;
     let mut found: Vec<_> = names()?
         .into_iter()
         // One that has gone meanwhile is left out.
