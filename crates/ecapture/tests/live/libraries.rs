@@ -183,49 +183,47 @@ fn libraries_are_found_in_all_processes() -> Result<()> {
 
 /// The program is not Go's when it starts, or has no TLS; the library makes it one that is captured. What
 /// `meanwhile` returns lives until then.
-fn is_captured_when_loaded<T>(
+fn are_captured_when_loaded<T>(
     name: &'static str,
-    loading: Loading,
-    meanwhile: impl FnOnce() -> Result<T>,
+    meanwhile: impl Fn() -> Result<T>,
 ) -> Result<()> {
-    let shared = Shared::named(name, GoRelease::Go1_24, loading)?;
-    let mut command = ecapture();
-    command.args(["gotls", "--format", "json", "--comm", name]);
-    let mut capture = Capture::spawn(&mut command)?;
-    assert!(
-        capture.attached.contains("nothing yet"),
-        "{}",
-        capture.attached
-    );
-    let _meanwhile = meanwhile()?;
+    for loading in Loading::ALL {
+        let shared = Shared::named(name, GoRelease::Go1_24, loading)?;
+        let mut command = ecapture();
+        command.args(["gotls", "--format", "json", "--comm", name]);
+        let mut capture = Capture::spawn(&mut command)?;
+        assert!(
+            capture.attached.contains("nothing yet"),
+            "{}",
+            capture.attached
+        );
+        let _meanwhile = meanwhile()?;
 
-    let mut command = shared.command("-hold -sizes 1,100,16385");
-    let mut child = Child::spawn(command.env("EXCHANGE_WAIT", "1"))?;
-    if loading != Loading::Linked {
-        child.wait_for_line(Stream::Stdout, LONG, |line| line.contains("waiting"))?;
-        child.send_line("")?;
+        let mut command = shared.command("-hold -sizes 1,100,16385");
+        let mut child = Child::spawn(command.env("EXCHANGE_WAIT", "1"))?;
+        if loading != Loading::Linked {
+            child.wait_for_line(Stream::Stdout, LONG, |line| line.contains("waiting"))?;
+            child.send_line("")?;
+        }
+        let mut target = Exchange::of(child)?;
+        let library = shared.library().display().to_string();
+        capture
+            .child()
+            .wait_for_line(Stream::Stderr, LONG, |line| {
+                line.contains("also capturing") && line.contains(&library)
+            })?;
+        target.go()?;
+        let log = target.finish()?;
+        let captured = capture.stop()?;
+        captured.connections()?.assert_equal(&log.connections());
     }
-    let mut target = Exchange::of(child)?;
-    let library = shared.library().display().to_string();
-    capture
-        .child()
-        .wait_for_line(Stream::Stderr, LONG, |line| {
-            line.contains("also capturing") && line.contains(&library)
-        })?;
-    target.go()?;
-    let log = target.finish()?;
-    let captured = capture.stop()?;
-    captured.connections()?.assert_equal(&log.connections());
     Ok(())
 }
 
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn libraries_that_are_loaded_later_are_captured() -> Result<()> {
-    for loading in Loading::ALL {
-        is_captured_when_loaded("sharinglater", loading, || Ok(()))?;
-    }
-    Ok(())
+    are_captured_when_loaded("sharinglater", || Ok(()))
 }
 
 /// Long enough for a capture to see that programs start all the time, or that they don't any more.
@@ -234,29 +232,23 @@ const WHILE: Duration = Duration::from_millis(500);
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn libraries_that_are_loaded_in_a_storm_of_processes_are_captured() -> Result<()> {
-    for loading in Loading::ALL {
-        is_captured_when_loaded("sharingstorm", loading, || {
-            let storm = Storm::start()?;
-            thread::sleep(WHILE);
-            Ok(storm)
-        })?;
-    }
-    Ok(())
+    are_captured_when_loaded("sharingstorm", || {
+        let storm = Storm::start()?;
+        thread::sleep(WHILE);
+        Ok(storm)
+    })
 }
 
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn libraries_that_are_loaded_after_a_storm_of_processes_are_captured() -> Result<()> {
-    for loading in Loading::ALL {
-        is_captured_when_loaded("sharingafter", loading, || {
-            let storm = Storm::start()?;
-            thread::sleep(WHILE);
-            drop(storm);
-            thread::sleep(WHILE);
-            Ok(())
-        })?;
-    }
-    Ok(())
+    are_captured_when_loaded("sharingafter", || {
+        let storm = Storm::start()?;
+        thread::sleep(WHILE);
+        drop(storm);
+        thread::sleep(WHILE);
+        Ok(())
+    })
 }
 
 #[test]
