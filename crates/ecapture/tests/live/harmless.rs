@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
@@ -260,8 +261,11 @@ impl Held {
             links: BTreeSet::new(),
         };
         for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-            let Ok(info) = fs::read_to_string(entry?.path()) else {
-                continue; // a descriptor that has just been closed
+            let info = match fs::read_to_string(entry?.path()) {
+                Ok(info) => info,
+                // A descriptor that has just been closed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error.into()),
             };
             let number = |field: &str| {
                 let value = info.lines().find_map(|line| line.strip_prefix(field))?;
