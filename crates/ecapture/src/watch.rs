@@ -24,8 +24,8 @@ use crate::session::Attached;
 /// attached to before it begins is held, and heard of at once.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Programs start all the time if none of so long a time went by without one, and no more once none has
-/// started for as long.
+/// Programs start all the time once they have done so for so long without a lull, which is as long a time in
+/// which none starts.
 const LULL: Duration = Duration::from_millis(100);
 
 /// How often executables are looked for that nobody runs any more.
@@ -412,7 +412,7 @@ fn run(programs: &Mutex<Programs>, mut sources: Sources, stop: &OwnedFd) {
             pace = Pace::new(Instant::now());
         }
         if let Some(mappings) = &mut sources.mappings {
-            // If it fails, more is told of at once than need be.
+            // If it fails, it is tried again at the next look; until then files may be told of later.
             let _ = mappings.set_patient(pace.is_busy);
         }
         programs.forget_ended();
