@@ -16,6 +16,18 @@ pub(crate) struct Instruction {
     pub(crate) k: u32,
 }
 
+/// include/uapi/linux/filter.h: SKF_AD_OFF + SKF_AD_PKTTYPE, which libpcap uses for `inbound` and
+/// `outbound`.
+pub(crate) const ANCILLARY_PACKET_TYPE: u32 = 0xFFFF_F004;
+
+impl Instruction {
+    /// Whether this loads the packet's type, which a Linux socket filter finds at an offset beyond any
+    /// packet, and libpcap's interpreter does not find: `ld [k]`, `ldh [k]` or `ldb [k]`.
+    pub(crate) fn loads_packet_type(&self) -> bool {
+        matches!(self.code, 0x20 | 0x28 | 0x30) && self.k == ANCILLARY_PACKET_TYPE
+    }
+}
+
 #[repr(C)]
 struct Program {
     length: c_uint,

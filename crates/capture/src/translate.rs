@@ -160,9 +160,6 @@ const fn memory_slot(slot: u32) -> i16 {
 const TAG_START: u32 = 12;
 const TAG_END: u32 = 16;
 
-/// include/uapi/linux/filter.h: SKF_AD_OFF + SKF_AD_PKTTYPE, which libpcap uses for `inbound` and
-/// `outbound`.
-const ANCILLARY_PACKET_TYPE: u32 = 0xFFFF_F004;
 /// include/uapi/linux/if_packet.h
 const PACKET_OUTGOING: u32 = 4;
 
@@ -222,11 +219,11 @@ impl Assembler {
                 _ => 1,
             };
             match code {
-                // ld [k], ldh [k], ldb [k]
-                0x20 | 0x28 | 0x30 if k == ANCILLARY_PACKET_TYPE => match hook {
+                _ if instruction.loads_packet_type() => match hook {
                     Hook::Ingress => self.load_field(A, SKB_PACKET_TYPE),
                     Hook::Egress => self.mov32(A, PACKET_OUTGOING),
                 },
+                // ld [k], ldh [k], ldb [k]
                 0x20 | 0x28 | 0x30 if k > i32::MAX as u32 => return Err(refused),
                 0x20 | 0x28 | 0x30 => self.load_at(A, k, size, variant),
                 // ld [x + k], …
@@ -547,6 +544,7 @@ fn reached(instructions: &[bpf_insn], targets: &[Option<usize>]) -> Vec<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::libpcap::ANCILLARY_PACKET_TYPE;
 
     fn translated(code: u16, k: u32) -> Result<Vec<bpf_insn>, Untranslatable> {
         let instruction = |code, k| Instruction {

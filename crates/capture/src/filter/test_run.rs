@@ -87,10 +87,14 @@ impl Kernel {
 }
 
 /// Whether a packet matches an expression: what the kernel says, and what libpcap's own interpreter
-/// says. `None` if the expression is refused, or the kernel's test run takes no such packet.
+/// says. `None` if the expression is refused or asks for the packet's type, which the interpreter does
+/// not know, or if the kernel's test run takes no such packet.
 #[cfg(fuzzing)]
 pub fn verdicts(expression: &str, link_type: LinkType, packet: &[u8]) -> Option<(bool, bool)> {
     let filter = Filter::compile(expression, link_type, crate::PacketOptions::SNAPLEN_MAX).ok()?;
+    if filter.program.iter().any(Instruction::loads_packet_type) {
+        return None;
+    }
     let kernel = Kernel::new();
     let program = kernel.load(&filter, Hook::Ingress);
     let found = match test_run(&program, packet)? {
