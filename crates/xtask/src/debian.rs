@@ -14,6 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result, bail};
 
 use crate::arch::Arch;
+use crate::setup::Unavailable;
 use crate::{cache, run};
 
 /// A Debian mirror to use instead of the machine's own, for machines that aren't Debian's.
@@ -116,16 +117,16 @@ fn debs_in(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(debs)
 }
 
-fn unavailable(suite: &str, packages: &[impl AsRef<OsStr>]) -> String {
+fn unavailable(suite: &str, packages: &[impl AsRef<OsStr>]) -> Unavailable {
     let names: Vec<_> = packages
         .iter()
         .map(|name| name.as_ref().to_string_lossy())
         .collect();
-    format!(
+    Unavailable(format!(
         "{} of Debian {suite} can't be had from this machine's apt sources; \
          set {MIRROR_VARIABLE} to the URL of a Debian mirror that has {suite}",
         names.join(", ")
-    )
+    ))
 }
 
 fn apt(program: &str, config: &Path) -> Command {
@@ -206,10 +207,10 @@ fn sources(suite: &str) -> Result<String> {
     }
     derived.dedup();
     if derived.is_empty() {
-        bail!(
+        bail!(Unavailable(format!(
             "no Debian mirror found in /etc/apt; set {MIRROR_VARIABLE} to the URL of one \
              that has {suite}"
-        );
+        )));
     }
     Ok(derived.join("\n"))
 }

@@ -1,9 +1,9 @@
 //! What the machine needs for the chores, and how it gets it: on Debian and Ubuntu missing
 //! packages are installed with apt-get, elsewhere one message says what to install.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::{error, fmt, fs};
 
 use anyhow::{Context, Result, bail};
 
@@ -118,7 +118,24 @@ const NEEDS: &[Need] = &[
     },
 ];
 
+/// What a chore needs, and this machine neither has nor can get now: no fault of what the chore is about.
+/// Says what to do.
+#[derive(Debug)]
+pub struct Unavailable(pub String);
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl error::Error for Unavailable {}
+
 /// Sees to it that the machine has what a group needs. Says what it installs.
+///
+/// # Errors
+///
+/// [`Unavailable`] if packages can't be had.
 pub fn ensure(group: Group) -> Result<()> {
     let missing: Vec<_> = NEEDS
         .iter()
@@ -137,18 +154,18 @@ pub fn ensure(group: Group) -> Result<()> {
         if required.is_empty() {
             return Ok(());
         }
-        bail!(
+        bail!(Unavailable(format!(
             "this machine lacks what these Debian packages contain: {}\n\
              Install your distribution's packages of it, and try again.",
             required.join(" ")
-        );
+        )));
     }
     if !required.is_empty() {
         install(&required).with_context(|| {
-            format!(
+            Unavailable(format!(
                 "these packages are needed and can't be installed: {}",
                 required.join(" ")
-            )
+            ))
         })?;
         if let Some(need) = missing
             .iter()

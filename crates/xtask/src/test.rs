@@ -10,7 +10,7 @@ use clap::Args;
 
 use crate::cargo::{cargo, workspace};
 use crate::matrix::{self, GoRelease, Program};
-use crate::setup::{self, Group};
+use crate::setup::{self, Group, Unavailable};
 use crate::toolchain::Toolchain;
 use crate::{bench, cache, dependencies, fuzz, run, standalone, vm};
 
@@ -88,7 +88,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     if options.only.is_none() && !options.quick {
         stages.run("fuzz targets", fuzz::briefly);
-        stages.run_if_possible("other kernels", vm::briefly);
+        stages.run_if_available("other kernels", vm::briefly);
     }
     stages.summary()
 }
@@ -222,7 +222,7 @@ fn gofmt() -> Result<()> {
 }
 
 /// What became of a stage.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Passed,
     Failed,
@@ -235,24 +235,35 @@ struct Stages(Vec<(&'static str, Duration, Verdict)>);
 
 impl Stages {
     fn run(&mut self, name: &'static str, stage: impl FnOnce() -> Result<()>) {
-        self.run_if_possible(name, || stage().map(|()| vm::Outcome::Run));
+        self.add(name, stage, |_| Verdict::Failed);
     }
 
-    /// What can't be run here is skipped, and the summary says so.
-    fn run_if_possible(&mut self, name: &'static str, stage: impl FnOnce() -> Result<vm::Outcome>) {
-        eprintln!("\n== {name}");
-        let start = Instant::now();
-        let verdict = match stage() {
-            Ok(vm::Outcome::Run) => Verdict::Passed,
-            Ok(vm::Outcome::Skipped(why)) => {
-                eprintln!("{name}: not run: {why:#}");
+    /// If what it takes can't be had here, the stage is skipped, and the summary says so.
+    fn run_if_available(&mut self, name: &'static str, stage: impl FnOnce() -> Result<()>) {
+        self.add(name, stage, |error| {
+            if error.is::<Unavailable>() {
                 Verdict::Skipped
-            }
-            Err(error) => {
-                eprintln!("{name}: {error:#}");
+            } else {
                 Verdict::Failed
             }
-        };
+        });
+    }
+
+    fn add(
+        &mut self,
+        name: &'static str,
+        stage: impl FnOnce() -> Result<()>,
+        verdict_of: impl FnOnce(&anyhow::Error) -> Verdict,
+    ) {
+        eprintln!("\n== {name}");
+        let start = Instant::now();
+        let verdict = stage().map_or_else(
+            |error| {
+                eprintln!("{name}: {error:#}");
+                verdict_of(&error)
+            },
+            |()| Verdict::Passed,
+        );
         let took = start.elapsed();
         eprintln!("== {name}: {verdict}, {:.1} s", took.as_secs_f64());
         self.0.push((name, took, verdict));
@@ -296,7 +307,33 @@ impl fmt::Display for Verdict {
 
 #[cfg(test)]
 mod tests {
-    use super::failed_tests;
+    use anyhow::{Context, anyhow};
+
+    use super::*;
+
+    #[test]
+    fn only_what_can_not_be_had_is_skipped_and_only_where_that_may_be() {
+        let unavailable = || {
+            Err(anyhow!("no network"))
+                .with_context(|| Unavailable("no packages".into()))
+                .context("a kernel")
+        };
+        let mut stages = Stages::default();
+        stages.run_if_available("unavailable", unavailable);
+        stages.run_if_available("broken", || Err(anyhow!("a bug")));
+        stages.run_if_available("fine", || Ok(()));
+        stages.run("unavailable, and needed", unavailable);
+        let verdicts: Vec<_> = stages.0.iter().map(|(_, _, verdict)| *verdict).collect();
+        assert_eq!(
+            verdicts,
+            [
+                Verdict::Skipped,
+                Verdict::Failed,
+                Verdict::Passed,
+                Verdict::Failed
+            ]
+        );
+    }
 
     #[test]
     fn failed_tests_are_found_in_all_reports() {

@@ -165,19 +165,19 @@ pub fn run(options: &Options) -> Result<()> {
     machines.judge(&reports)
 }
 
-/// A few tests on the oldest kernel and on the newest one. What it takes comes from Debian's mirrors: if it
-/// can't be had, nothing is wrong with what was to be tested.
-pub fn briefly() -> Result<Outcome> {
+/// A few tests on the oldest kernel and on the newest one.
+///
+/// # Errors
+///
+/// [`Unavailable`](setup::Unavailable) if what it takes can't be had, or that a test failed.
+pub fn briefly() -> Result<()> {
     let options = Options {
         kernel: vec![Release::Linux5_10, Release::Newest],
         quick: true,
         ..Options::default()
     };
     let lock = lock()?;
-    let supplies = match Supplies::fetch(&options) {
-        Ok(supplies) => supplies,
-        Err(error) => return Ok(Outcome::Skipped(error)),
-    };
+    let supplies = Supplies::fetch(&options)?;
     let machines = Machines::build(&options, supplies, lock)?;
     let reports = machines.boot_all(|case| {
         let report = case.boot();
@@ -195,16 +195,7 @@ pub fn briefly() -> Result<Outcome> {
         }
         again
     });
-    machines.judge(&reports).map(|()| Outcome::Run)
-}
-
-/// What became of tests that not every machine can run.
-#[derive(Debug)]
-pub enum Outcome {
-    /// They passed.
-    Run,
-    /// They were not run, for this reason.
-    Skipped(anyhow::Error),
+    machines.judge(&reports)
 }
 
 /// What machines consist of that is not built here.
