@@ -10,14 +10,14 @@ use crate::error::kernel_release;
 
 /// Opens the root of the cgroup v2 hierarchy, or what a container sees of it.
 pub(crate) fn open_root() -> Result<File, Error> {
-    let mounts = fs::read("/proc/self/mountinfo").map_err(|source| Error::System {
+    let mounts = fs::read("/proc/self/mountinfo").map_err(|reason| Error::System {
         what: "reading /proc/self/mountinfo",
-        source,
+        reason,
     })?;
     let path = find(&mounts).ok_or_else(|| Error::NoCgroup {
         kernel: kernel_release(),
     })?;
-    File::open(&path).map_err(|source| Error::Open { path, source })
+    File::open(&path).map_err(|reason| Error::Open { path, reason })
 }
 
 /// Where that is mounted, if it is.

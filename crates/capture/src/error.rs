@@ -7,12 +7,12 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The executable can't be opened.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {reason}", path.display())]
     Open {
         /// As the user gave it.
         path: PathBuf,
         /// The system's reason.
-        source: io::Error,
+        reason: io::Error,
     },
     /// The path leads to something that is not a regular file.
     #[error("{}: is a {found}, not an executable file", path.display())]
@@ -35,14 +35,14 @@ pub enum Error {
         pid: u32,
     },
     /// Reading about a process failed.
-    #[error("process {pid}: {what}: {source}")]
+    #[error("process {pid}: {what}: {reason}")]
     Process {
         /// The process id asked for.
         pid: u32,
         /// What was tried.
         what: &'static str,
         /// The system's reason.
-        source: io::Error,
+        reason: io::Error,
     },
     /// Built for another machine.
     #[error(
@@ -189,12 +189,12 @@ pub enum Error {
         reason: String,
     },
     /// A system call failed that ought not to.
-    #[error("{what}: {source}")]
+    #[error("{what}: {reason}")]
     System {
         /// What was tried.
         what: &'static str,
         /// The system's reason.
-        source: io::Error,
+        reason: io::Error,
     },
 }
 

@@ -36,9 +36,9 @@ impl ExecEvents {
         };
         let link = skeleton.progs.process_started.attach().map_err(failed)?;
         let started = &skeleton.maps.started;
-        let ring = Ring::map(started.as_fd(), STARTED_BYTES).map_err(|source| Error::System {
+        let ring = Ring::map(started.as_fd(), STARTED_BYTES).map_err(|reason| Error::System {
             what: "mapping the ring buffer of processes",
-            source,
+            reason,
         })?;
         Ok(Self {
             _link: link,

@@ -364,10 +364,10 @@ fn open_mount(path: &Path) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(same, flags, Mode::empty())
 }
 
-fn failed(source: io::Error) -> Error {
+fn failed(reason: io::Error) -> Error {
     Error::System {
         what: "holding programs that start, by fanotify",
-        source,
+        reason,
     }
 }
 

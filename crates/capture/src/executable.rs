@@ -42,9 +42,9 @@ pub struct Executable {
 impl Executable {
     /// Opens the file at `path`.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        Self::open_as(path, path).map_err(|source| Error::Open {
+        Self::open_as(path, path).map_err(|reason| Error::Open {
             path: path.into(),
-            source,
+            reason,
         })?
     }
 
@@ -52,7 +52,7 @@ impl Executable {
     pub fn of_process(process: &Process) -> Result<Self, Error> {
         let link = process.executable_link();
         let name = process.executable_name()?;
-        Self::open_as(&link, &name).map_err(|source| match source.kind() {
+        Self::open_as(&link, &name).map_err(|reason| match reason.kind() {
             io::ErrorKind::NotFound => Error::NoExecutable { pid: process.pid() },
             io::ErrorKind::PermissionDenied => Error::MissingCapabilities {
                 what: "look at another user's process",
@@ -61,7 +61,7 @@ impl Executable {
             _ => Error::Process {
                 pid: process.pid(),
                 what: "opening its executable",
-                source,
+                reason,
             },
         })?
     }
@@ -102,18 +102,18 @@ impl Executable {
 
     /// Maps the file's bytes, for as long as the analysis takes: touched pages count as our memory.
     pub fn map(&self) -> Result<MappedFile, Error> {
-        let source = |source| Error::Open {
+        let reason = |reason| Error::Open {
             path: self.name.clone(),
-            source,
+            reason,
         };
-        if self.file.metadata().map_err(source)?.len() == 0 {
+        if self.file.metadata().map_err(reason)?.len() == 0 {
             return Ok(MappedFile(None)); // The kernel maps no empty files.
         }
         // SAFETY: The mapping is private and read-only. The file may change under it, which
         // changes bytes that we distrust anyhow; the kernel does not let a running executable be
         // written to. Only truncating a file that nobody executes, while we look at it, would end
         // us with SIGBUS.
-        let map = unsafe { Mmap::map(&self.file) }.map_err(source)?;
+        let map = unsafe { Mmap::map(&self.file) }.map_err(reason)?;
         Ok(MappedFile(Some(map)))
     }
 

@@ -282,9 +282,9 @@ impl Slot {
     /// Takes the first free slot of the calling thread's network namespace, and tells which filters
     /// the free slots have.
     fn take() -> Result<(Self, Vec<Filter>), Error> {
-        let system = |source: rustix::io::Errno| Error::System {
+        let system = |reason: rustix::io::Errno| Error::System {
             what: "taking a place among the captures of this network namespace",
-            source: source.into(),
+            reason: reason.into(),
         };
         let mut free = Vec::new();
         for handle in Self::FIRST_HANDLE..Self::FIRST_HANDLE + Self::COUNT {

@@ -92,9 +92,9 @@ pub(crate) fn select(
     selection: &InterfaceSelection,
     filter: Option<&str>,
 ) -> Result<(Vec<Interface>, Vec<String>), Error> {
-    let found = list().map_err(|source| Error::System {
+    let found = list().map_err(|reason| Error::System {
         what: "listing the network interfaces",
-        source,
+        reason,
     })?;
     let named = match selection {
         InterfaceSelection::Named(names) if !names.iter().any(|name| name == "any") => Some(names),

@@ -38,7 +38,7 @@ impl NetworkNamespace {
     pub fn of_process(process: &Process) -> Result<Self, Error> {
         let pid = process.pid();
         let open = |path: &str| {
-            File::open(path).map_err(|source| match source.kind() {
+            File::open(path).map_err(|reason| match reason.kind() {
                 io::ErrorKind::NotFound => Error::NoSuchProcess { pid },
                 io::ErrorKind::PermissionDenied => Error::MissingCapabilities {
                     what: "look at another user's process",
@@ -47,7 +47,7 @@ impl NetworkNamespace {
                 _ => Error::Process {
                     pid,
                     what: "opening its network namespace",
-                    source,
+                    reason,
                 },
             })
         };
@@ -89,7 +89,7 @@ impl NetworkNamespace {
             },
             errno => Error::System {
                 what: "entering the network namespace of a process",
-                source: errno.into(),
+                reason: errno.into(),
             },
         })
     }

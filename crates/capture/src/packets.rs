@@ -624,5 +624,5 @@ fn handle(map: &MapMut<'static>) -> Result<MapHandle, Error> {
 }
 
 fn system(what: &'static str) -> impl Fn(io::Error) -> Error {
-    move |source| Error::System { what, source }
+    move |reason| Error::System { what, reason }
 }

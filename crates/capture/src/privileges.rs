@@ -122,7 +122,7 @@ pub(crate) fn keep_only(needed: CapabilitySet) -> Result<(), Error> {
     };
     given_up().map_err(|errno| Error::System {
         what: "giving up privileges",
-        source: errno.into(),
+        reason: errno.into(),
     })
 }
 

@@ -31,7 +31,7 @@ impl Process {
             Err(errno) => Err(Error::Process {
                 pid,
                 what: "opening it",
-                source: errno.into(),
+                reason: errno.into(),
             }),
         }
     }
@@ -48,7 +48,7 @@ impl Process {
 
     /// The executable's path as the process's own mount namespace has it; for messages only.
     pub(crate) fn executable_name(&self) -> Result<PathBuf, Error> {
-        fs::read_link(self.executable_link()).map_err(|source| match source.kind() {
+        fs::read_link(self.executable_link()).map_err(|reason| match reason.kind() {
             io::ErrorKind::NotFound => Error::NoExecutable { pid: self.pid },
             io::ErrorKind::PermissionDenied => Error::MissingCapabilities {
                 what: "look at another user's process",
@@ -57,7 +57,7 @@ impl Process {
             _ => Error::Process {
                 pid: self.pid,
                 what: "reading its executable's path",
-                source,
+                reason,
             },
         })
     }

@@ -46,10 +46,10 @@ impl ProcessInfo {
                     missing: "CAP_SYS_PTRACE".into(),
                 })
             }
-            Err(source) => Err(Error::Process {
+            Err(reason) => Err(Error::Process {
                 pid,
                 what: "looking at it",
-                source,
+                reason,
             }),
         }
     }
@@ -133,9 +133,9 @@ pub(crate) fn running_file(
 
 /// All processes, in the order of their ids.
 pub(crate) fn pids() -> Result<Vec<u32>, Error> {
-    let failed = |source| Error::System {
+    let failed = |reason| Error::System {
         what: "listing the processes in /proc",
-        source,
+        reason,
     };
     let mut pids = Vec::new();
     for entry in fs::read_dir("/proc").map_err(failed)? {

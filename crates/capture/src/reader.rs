@@ -100,9 +100,9 @@ impl Reader {
         ring_bytes: u64,
         state: BorrowedFd<'_>,
     ) -> Result<Self, Error> {
-        Self::map(ring, ring_bytes, state).map_err(|source| Error::System {
+        Self::map(ring, ring_bytes, state).map_err(|reason| Error::System {
             what: "mapping the ring buffer",
-            source,
+            reason,
         })
     }
 

@@ -92,7 +92,7 @@ fn entry_point(executable: &Executable) -> Result<FileOffset, Error> {
         .and_then(|elf| elf.file_offset(elf.entry()));
     entry.ok_or_else(|| Error::System {
         what: "finding our own entry point",
-        source: io::ErrorKind::InvalidData.into(),
+        reason: io::ErrorKind::InvalidData.into(),
     })
 }
 

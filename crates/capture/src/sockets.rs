@@ -43,7 +43,7 @@ impl Ownership {
             Err(errno) => {
                 return Err(Error::System {
                     what: "making a socket",
-                    source: errno.into(),
+                    reason: errno.into(),
                 });
             }
         };
@@ -57,7 +57,7 @@ impl Ownership {
             .update(&pid.to_ne_bytes(), &[1], MapFlags::ANY)
             .map_err(|error| Error::System {
                 what: "entering a target process",
-                source: io::Error::other(error),
+                reason: io::Error::other(error),
             })
     }
 
@@ -65,13 +65,13 @@ impl Ownership {
     pub(crate) fn adopt_sockets(&self, process: &Process) -> Result<usize, Error> {
         let pid = process.pid();
         let failed_without = |missing: &'static str, what: &'static str| {
-            move |source: io::Error| match source.kind() {
+            move |reason: io::Error| match reason.kind() {
                 io::ErrorKind::NotFound => Error::NoSuchProcess { pid },
                 io::ErrorKind::PermissionDenied => Error::MissingCapabilities {
                     what: "take over the sockets that a process has",
                     missing: missing.into(),
                 },
-                _ => Error::Process { pid, what, source },
+                _ => Error::Process { pid, what, reason },
             }
         };
         let failed = |what| failed_without("CAP_SYS_PTRACE", what);
@@ -131,7 +131,7 @@ impl Ownership {
             Err(error) => {
                 return Err(Error::System {
                     what: "entering the owner of a socket",
-                    source: io::Error::other(error),
+                    reason: io::Error::other(error),
                 });
             }
         };

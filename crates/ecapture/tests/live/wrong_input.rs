@@ -26,6 +26,9 @@ pub(crate) fn refused(command: &mut Command, code: i32, says: &str) -> Result<()
     assert_eq!(stderr.lines().count(), 1, "{context}");
     assert!(stderr.starts_with("ecapture: "), "{context}");
     assert!(stderr.contains(says), "{says:?} is not in {context}");
+    let parts: Vec<_> = stderr.trim_end().split(": ").collect();
+    let twice = parts.windows(2).any(|pair| pair[0] == pair[1]);
+    assert!(!twice, "said twice: {context}");
     Ok(())
 }
 
