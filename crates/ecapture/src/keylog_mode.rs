@@ -63,7 +63,9 @@ impl Output for Keys {
         let totals = self.log.totals();
         let mut summary = format!(
             "{} keys written, {} duplicates left out; lost: {} keys",
-            totals.keys, totals.duplicates, ending.counters.lost_records
+            totals.keys,
+            totals.duplicates,
+            ending.lost_keys()
         );
         if totals.malformed > 0 {
             summary += &format!("; keys without a proper label: {}", totals.malformed);

@@ -48,11 +48,6 @@ impl Outputs {
         let alone = recording.is_none();
         match mode {
             Mode::Text => outputs.open_text(args, alone, live)?,
-            Mode::Keylog if alone || args.keylogfile.is_some() => {
-                let path = args.keylogfile.as_deref();
-                let keys = Keys::open(path.unwrap_or(Path::new(keylog_mode::DEFAULT_FILE)))?;
-                outputs.ready.push(Box::new(keys));
-            }
             Mode::Pcap if alone || args.pcapfile.is_some() => {
                 outputs.packets = Some(Files::open(args)?);
             }
@@ -60,6 +55,12 @@ impl Outputs {
                 let path = args.pcapfile.as_deref();
                 let path = path.unwrap_or(Path::new(crate::plain_mode::DEFAULT_FILE));
                 outputs.plain = Some(open(path, Destination::Packets, create_secrets)?);
+            }
+            // Beside a recording, keys may be wanted without packets.
+            Mode::Keylog | Mode::Pcap if alone || args.keylogfile.is_some() => {
+                let path = args.keylogfile.as_deref();
+                let keys = Keys::open(path.unwrap_or(Path::new(keylog_mode::DEFAULT_FILE)))?;
+                outputs.ready.push(Box::new(keys));
             }
             Mode::Keylog | Mode::Pcap | Mode::Plain => {}
         }
@@ -85,23 +86,27 @@ impl Outputs {
 
     /// Writes what each output begins with.
     pub(crate) fn begin(self, args: &OutputArgs, context: &Context) -> Result<Pipeline, Failure> {
-        let begun = || -> io::Result<Pipeline> {
-            let mut outputs = self.ready;
-            if let Some(files) = self.packets {
-                outputs.push(Box::new(PacketFile::begin(files, context)?));
-            }
-            if let Some(file) = self.plain {
-                outputs.push(Box::new(PlainFile::begin(file, context)?));
-            }
-            if let Some(file) = self.har {
-                outputs.push(Box::new(HarFile::begin(file, args)?));
-            }
-            let recorder = self.recording.map(|file| Recorder::begin(file, context));
-            Ok(Pipeline::new(outputs, recorder.transpose()?))
-        };
-        begun()
-            .context("writing the file's beginning")
-            .map_err(Failure::Runtime)
+        let mut outputs = self.ready;
+        if let Some(files) = self.packets {
+            let destination = files.packets().clone();
+            let begun = PacketFile::begin(files, context);
+            outputs.push(Box::new(begun.map_err(beginning(destination))?));
+        }
+        if let Some(file) = self.plain {
+            let destination = file.0.clone();
+            let begun = PlainFile::begin(file, context);
+            outputs.push(Box::new(begun.map_err(beginning(destination))?));
+        }
+        if let Some(file) = self.har {
+            let destination = file.0.clone();
+            let begun = HarFile::begin(file, args);
+            outputs.push(Box::new(begun.map_err(beginning(destination))?));
+        }
+        let recorder = self.recording.map(|file| {
+            let destination = file.0.clone();
+            Recorder::begin(file, context).map_err(beginning(destination))
+        });
+        Ok(Pipeline::new(outputs, recorder.transpose()?))
     }
 
     /// Two outputs in one place would be no output.
@@ -125,6 +130,14 @@ impl Outputs {
             }
         }
         Ok(())
+    }
+}
+
+/// What becomes of an error when the beginning of an output is written.
+fn beginning(destination: Destination) -> impl FnOnce(io::Error) -> Failure {
+    move |error| {
+        let context = format!("writing the beginning of {destination}");
+        Failure::Runtime(anyhow::Error::new(error).context(context))
     }
 }
 

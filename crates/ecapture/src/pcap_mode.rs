@@ -40,6 +40,11 @@ impl Files {
 }
 
 impl Files {
+    /// Where packets go.
+    pub(crate) fn packets(&self) -> &Destination {
+        &self.packets.0
+    }
+
     /// Where they are.
     pub(crate) fn destinations(&self) -> impl Iterator<Item = &Destination> {
         let files = std::iter::once(&self.packets).chain(&self.keys);
@@ -199,20 +204,17 @@ impl Output for PacketFile {
 
     fn summary(&self, ending: &Ending) -> String {
         let (packets, keys) = self.sink.totals();
-        let interfaces = &ending.interfaces;
-        let dropped: u64 = interfaces.iter().map(|found| found.dropped).sum();
         let lost = if self.finished {
-            dropped
+            ending.lost_packets()
         } else {
-            let wanted: u64 = interfaces.iter().map(|found| found.matched).sum();
+            let wanted: u64 = ending.interfaces.iter().map(|found| found.matched).sum();
             wanted.saturating_sub(packets.packets)
         };
         let mut summary = format!(
             "{} packets, {} bytes, {} keys; lost: {lost} packets",
             packets.packets, packets.bytes, keys.keys
         );
-        // Both ring buffers count what they had no room for; of packets the interfaces do, too.
-        let lost_keys = ending.counters.lost_records.saturating_sub(dropped);
+        let lost_keys = ending.lost_keys();
         if self.finished && lost_keys > 0 {
             summary += &format!(", {lost_keys} keys");
         }

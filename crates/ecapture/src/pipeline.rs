@@ -87,6 +87,20 @@ pub(crate) struct Ending {
     pub(crate) interfaces: Vec<InterfaceStatistics>,
 }
 
+impl Ending {
+    /// How many packets were lost.
+    pub(crate) fn lost_packets(&self) -> u64 {
+        self.interfaces.iter().map(|found| found.dropped).sum()
+    }
+
+    /// How many keys were lost, where nothing but keys and packets was captured: both ring buffers count
+    /// what they had no room for; of packets the interfaces do, too.
+    pub(crate) fn lost_keys(&self) -> u64 {
+        let records = self.counters.lost_records;
+        records.saturating_sub(self.lost_packets())
+    }
+}
+
 /// Writing failed, and where.
 #[derive(Debug)]
 pub(crate) struct WriteError {

@@ -9,6 +9,7 @@ use xtask::process::{Child, Stream};
 
 use crate::capture::{Capture, Signal, ecapture};
 use crate::exchange::{LONG, Program};
+use crate::wrong_input::refused;
 
 /// `ecapture gotls -e PROGRAM` with these flags, which shows text.
 fn text(program: &Program, flags: &str) -> Command {
@@ -194,6 +195,21 @@ fn a_full_disk_is_an_error() -> Result<()> {
         assert_eq!(complaints.len(), 1, "{stderr}");
         assert!(complaints[0].contains("standard output"), "{stderr}");
         assert!(complaints[0].contains("No space left"), "{stderr}");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn a_disk_that_is_full_from_the_start_is_an_error_that_names_the_file() -> Result<()> {
+    let program = Program::newest()?;
+    for (flags, name) in [
+        ("--record /dev/full", "recording"),
+        ("-m pcap -i lo -w /dev/full", "capture file"),
+        ("-m plain -w /dev/full", "capture file"),
+    ] {
+        let says = format!("the beginning of {name} /dev/full: No space left");
+        refused(&mut text(&program, flags), 1, &says)?;
     }
     Ok(())
 }

@@ -144,6 +144,18 @@ fn packets_are_the_same_as_live() -> Result<()> {
     Ok(())
 }
 
+/// Packets are for the recording alone then, and the keys for both.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn keys_can_be_had_beside_a_recording_of_packets() -> Result<()> {
+    let program = Program::newest()?;
+    let dir = tempfile::tempdir()?;
+    let recording = dir.path().join("recording");
+    let live = record(&program, &recording, "-m pcap -i lo -k -", "-sizes 100")?;
+    assert_same(&live, &replayed(&recording, "-m keylog -k -")?);
+    Ok(())
+}
+
 /// The capture was killed, or the disk was full.
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
