@@ -25,12 +25,15 @@ pub struct Options {
 }
 
 /// Files of the checkout that go into every tarball.
-const DOCUMENTS: [&str; 5] = [
+/// With all that the README leads to.
+const DOCUMENTS: [&str; 7] = [
+    "ARCHITECTURE.md",
     "CHANGELOG.md",
+    "CONTRIBUTING.md",
     "LICENSE-APACHE",
     "LICENSE-MIT",
     "README.md",
-    "docs/json-lines.md",
+    "docs",
 ];
 
 /// Builds, packs, and prints the tarball's path.
@@ -85,10 +88,12 @@ fn fill(stage: &Path, executable: &Path, speaker: &Path) -> Result<()> {
         fs::create_dir_all(dir)?;
     }
     copy(executable, &stage.join("ecapture"))?;
-    for document in DOCUMENTS {
-        let source = workspace().join(document);
-        copy(&source, &stage.join(source.file_name().unwrap_or_default()))?;
-    }
+    run::output(
+        Command::new("cp")
+            .arg("--recursive")
+            .args(DOCUMENTS.map(|document| workspace().join(document)))
+            .arg(stage),
+    )?;
     run::output(Command::new(speaker).args(["generate", "man"]).arg(&man))?;
     // The names under which the shells look for them.
     for (shell, file) in [

@@ -131,6 +131,15 @@ fn tarball_is_complete_and_the_same_each_time() -> Result<()> {
             .len();
         assert!(length > 100, "{file}: {length} bytes");
     }
+    let readme = fs::read_to_string(unpacked.join("README.md"))?;
+    let links = readme.split("](").skip(1).filter_map(|rest| {
+        let file = rest.split([')', '#']).next()?;
+        (!file.is_empty() && !file.contains("://")).then_some(file)
+    });
+    for file in links {
+        let there = unpacked.join(file).exists();
+        assert!(there, "README.md leads to {file}, which is not packed");
+    }
     // Nothing of the directories in which it was built.
     let program = fs::read(unpacked.join("ecapture"))?;
     let home = xtask::cargo::workspace();
