@@ -122,7 +122,8 @@ pub(crate) struct GotlsArgs {
     #[arg(short, long, value_name = "BYTES")]
     pub(crate) tsize: Option<u64>,
 
-    /// Size of the buffer between kernel and ecapture in KiB, rounded up to a power of two
+    /// Size of the buffer between kernel and ecapture in KiB, from 64 to 1048576, rounded up to a power
+    /// of two
     #[arg(long, value_name = "KIB", default_value_t = 32 * 1024)]
     pub(crate) mapsize: u64,
 
@@ -296,7 +297,7 @@ pub(crate) struct InspectArgs {
 #[derive(Debug, clap::Args)]
 pub(crate) struct DoctorArgs {
     /// Only what this mode needs; the exit code is about it alone
-    #[arg(short, long, value_enum)]
+    #[arg(short, long, alias = "model", value_enum)]
     pub(crate) mode: Option<Mode>,
 
     /// Text for people or JSON for scripts
