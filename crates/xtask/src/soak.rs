@@ -1,6 +1,7 @@
-//! `cargo xtask soak`: captures in every mode for a long time, of programs that come and go, with small
-//! and large messages, connections that are closed, half-closed and reset. At the end every byte has to
-//! be accounted for, and memory and file descriptors have to be what they were after a while.
+//! `cargo xtask soak`: captures as text, as JSON lines and in pcap mode for a long time, of programs that
+//! come and go, with small and large messages, connections that are closed, half-closed and reset. At the
+//! end every byte has to be accounted for, and memory and file descriptors have to be what they were
+//! after a while.
 
 use std::fs;
 use std::io::{BufRead, BufReader, PipeReader};
