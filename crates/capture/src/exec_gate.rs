@@ -7,7 +7,7 @@
 mod guard;
 mod message;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -18,7 +18,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
 
 pub use self::guard::guard_exec_gate;
 use self::message::{Kind, Message};
@@ -35,6 +35,9 @@ const QUESTIONS_MAX: u32 = 3;
 
 /// So many programs are taken over at a time.
 const STARTING_MAX: usize = 64;
+
+/// After so many mounts whose programs are held, all of them are forgotten: to hold them twice is no harm.
+const HELD_MOUNTS_MAX: usize = 65536;
 
 /// A program that is about to begin, or has just begun because it could not be held.
 #[derive(Debug)]
@@ -99,9 +102,14 @@ pub struct ExecGate {
     guard: Child,
     socket: OwnedFd,
     starting: VecDeque<StartingProgram>,
-    devices: HashSet<String>,
+    /// Unique numbers of mounts whose programs are held. The kernel forgets its mark with the filesystem, at
+    /// the last unmount, and gives the device number to the next one.
+    held_mounts: HashSet<u64>,
+    /// Device numbers of those that have been found in this look, where the kernel has no unique ones.
+    held_devices: HashSet<String>,
     own_namespace: Option<OsString>,
-    not_held: Vec<PathBuf>,
+    /// By device number.
+    not_held: BTreeMap<String, PathBuf>,
     untold: u64,
     /// How often the guard has not said yet that it is there.
     questions: u32,
@@ -123,9 +131,10 @@ impl ExecGate {
             guard: process,
             socket: ours.into(),
             starting: VecDeque::new(),
-            devices: HashSet::new(),
+            held_mounts: HashSet::new(),
+            held_devices: HashSet::new(),
             own_namespace: mounts::namespace(std::process::id()),
-            not_held: Vec::new(),
+            not_held: BTreeMap::new(),
             untold: 0,
             questions: 0,
             has_ended: false,
@@ -141,7 +150,7 @@ impl ExecGate {
             None => return Err(failed(io::ErrorKind::TimedOut.into())),
         }
         let error = self.hold_mounts(mounts::ours());
-        if self.not_held.len() == self.devices.len() {
+        if self.held_mounts.is_empty() && self.held_devices.is_empty() {
             return Err(refused(error));
         }
         let mut seen = HashSet::new();
@@ -158,9 +167,15 @@ impl ExecGate {
         self.guard.id()
     }
 
+    /// Call it before looking at mounts again that may have come and gone since the last look.
+    pub fn begin_look(&mut self) {
+        self.held_devices.clear();
+    }
+
     /// Also holds programs of filesystems that have been mounted meanwhile in our mount namespace, or in
     /// that of the first process.
     pub fn hold_new_mounts(&mut self) {
+        self.begin_look();
         self.hold_mounts(mounts::ours());
         self.hold_mounts_of(1);
     }
@@ -177,25 +192,50 @@ impl ExecGate {
     fn hold_mounts(&mut self, mounts: Vec<Mount>) -> u64 {
         let mut last_error = 0;
         for mount in mounts {
-            if self.devices.contains(&mount.device) {
-                continue;
-            }
             let error = if mount.is_remote() {
                 libc::EREMOTE.unsigned_abs().into()
             } else {
                 // Where the process has ended that we look through, another one will come.
-                let Ok(file) = open_mount(&mount.path) else {
+                let Ok(place) = open_place(&mount.path) else {
                     continue;
                 };
-                self.mark(file.as_fd())
+                let id = unique_id(&place);
+                let is_held = match id {
+                    Some(id) => self.held_mounts.contains(&id),
+                    None => self.held_devices.contains(&mount.device),
+                };
+                if is_held {
+                    continue;
+                }
+                let Ok(file) = open_to_mark(&place) else {
+                    continue;
+                };
+                let error = self.mark(file.as_fd());
+                if error == 0 {
+                    self.remember(id, &mount.device);
+                }
+                error
             };
             if error != 0 {
                 last_error = error;
-                self.not_held.push(mount.path);
+                self.not_held.entry(mount.device).or_insert(mount.path);
             }
-            self.devices.insert(mount.device);
         }
         last_error
+    }
+
+    fn remember(&mut self, id: Option<u64>, device: &str) {
+        match id {
+            Some(id) => {
+                if self.held_mounts.len() >= HELD_MOUNTS_MAX {
+                    self.held_mounts.clear();
+                }
+                self.held_mounts.insert(id);
+            }
+            None => {
+                self.held_devices.insert(device.to_owned());
+            }
+        }
     }
 
     /// Has the guard hold programs of a filesystem. Returns the error, or 0.
@@ -209,8 +249,8 @@ impl ExecGate {
 
     /// The mount points of filesystems whose programs are not held: they would have to wait for a
     /// server, or the kernel can't.
-    pub fn not_held(&self) -> &[PathBuf] {
-        &self.not_held
+    pub fn not_held(&self) -> impl Iterator<Item = &Path> {
+        self.not_held.values().map(PathBuf::as_path)
     }
 
     /// The next program that starts.
@@ -351,17 +391,32 @@ fn number_of(error: Option<&io::Error>) -> u64 {
     number.unwrap_or_default().unsigned_abs().into()
 }
 
-/// Opens a mount point, or nothing if that is neither a directory nor a regular file: opening devices
-/// and pipes has effects.
-fn open_mount(path: &Path) -> rustix::io::Result<OwnedFd> {
-    let place = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    match FileType::from_raw_mode(rustix::fs::fstat(&place)?.st_mode) {
+/// Finds a mount point, without an effect on what is there.
+fn open_place(path: &Path) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Opens it, or nothing if that is neither a directory nor a regular file: opening devices and pipes has
+/// effects.
+fn open_to_mark(place: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    match FileType::from_raw_mode(rustix::fs::fstat(place)?.st_mode) {
         FileType::Directory | FileType::RegularFile => {}
         _ => return Err(rustix::io::Errno::NOTSUP),
     }
     let same = format!("/proc/self/fd/{}", place.as_raw_fd());
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     rustix::fs::open(same, flags, Mode::empty())
+}
+
+/// The number of the mount that this is on, which is never used again; `None` before Linux 6.8.
+fn unique_id(place: &OwnedFd) -> Option<u64> {
+    /// include/uapi/linux/stat.h
+    const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
+
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let wanted = StatxFlags::from_bits_retain(STATX_MNT_ID_UNIQUE);
+    let found = rustix::fs::statx(place, "", flags, wanted).ok()?;
+    (found.stx_mask & STATX_MNT_ID_UNIQUE != 0).then_some(found.stx_mnt_id)
 }
 
 fn failed(reason: io::Error) -> Error {

@@ -227,8 +227,9 @@ impl Sources {
                 gate.ok()
             }
         };
-        let not_held = gate.iter().flat_map(ExecGate::not_held);
-        let not_held: Vec<_> = not_held
+        let not_held: Vec<_> = gate
+            .iter()
+            .flat_map(ExecGate::not_held)
             .map(|path| escape_name(path.as_os_str().as_encoded_bytes()))
             .collect();
         if !not_held.is_empty() {
@@ -257,6 +258,9 @@ impl Sources {
     fn tell(&mut self, programs: &mut Programs) -> bool {
         self.tell_of_starting(programs);
         let mut heard = false;
+        if let Some(gate) = &mut self.gate {
+            gate.begin_look();
+        }
         let Self {
             events,
             gate,

@@ -2,6 +2,7 @@
 //! there and has the only copy of the executable. Needs namespaces of all kinds, overlayfs and cgroup v2, and
 //! the programs unshare, mount, ip, stat and chroot.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -69,25 +70,29 @@ impl Container {
 
     /// Waits until programs on its overlay are held: the capture has to notice first that it is mounted.
     fn wait_until_held(&self, capture: &Capture) -> Result<()> {
-        // proc(5), fdinfo: the kernel's own notation of device numbers, with 20 bits of minor number.
-        let (major, minor) = (
-            rustix::fs::major(self.device),
-            rustix::fs::minor(self.device),
-        );
-        let wanted = format!("sdev:{:x} ", (major << 20) | minor);
-        let guard = guard_of(capture)?;
-        let deadline = Instant::now() + patient(LONG);
-        loop {
-            for entry in fs::read_dir(format!("/proc/{guard}/fdinfo"))? {
-                // A descriptor that has been closed meanwhile.
-                let info = fs::read_to_string(entry?.path()).unwrap_or_default();
-                if info.contains(&wanted) {
-                    return Ok(());
-                }
-            }
-            ensure!(Instant::now() < deadline, "no mark on {wanted}");
-            std::thread::sleep(std::time::Duration::from_millis(5));
+        wait_for_mark(capture, self.device, true)
+    }
+}
+
+/// Waits until the kernel asks the capture about programs on this device, or does not ask any more.
+fn wait_for_mark(capture: &Capture, device: u64, is_there: bool) -> Result<()> {
+    // proc(5), fdinfo: the kernel's own notation of device numbers, with 20 bits of minor number.
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let mark = format!("fanotify sdev:{:x} ", (major << 20) | minor);
+    let guard = guard_of(capture)?;
+    let deadline = Instant::now() + patient(LONG);
+    loop {
+        let mut found = false;
+        for entry in fs::read_dir(format!("/proc/{guard}/fdinfo"))? {
+            // A descriptor that has been closed meanwhile.
+            let info = fs::read_to_string(entry?.path()).unwrap_or_default();
+            found |= info.contains(&mark);
         }
+        if found == is_there {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{mark}: a mark: {found}");
+        std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }
 
@@ -161,6 +166,41 @@ fn programs_in_containers_are_captured() -> Result<()> {
     without_pids(&all.connections()?).assert_equal(&without_pids(&expected));
     assert_eq!(all.pids()?.len(), 3);
     assert_eq!(containers(&all)?, [pod(), in_docker(11), in_docker(12)]);
+    Ok(())
+}
+
+/// The kernel gives the device number of a filesystem that is gone to the next one, which is another.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn containers_that_follow_each_other_on_one_device_number_are_captured() -> Result<()> {
+    /// Until a number comes again, though others mount and unmount meanwhile.
+    const NUMBERS: std::ops::Range<u32> = 20..32;
+
+    let _groups = Groups(NUMBERS);
+    let fleet = Fleet::new("again")?;
+    let capture = fleet.capture_with("--longest-hold 60000")?;
+    let mut expected = Connections::default();
+    let mut devices = HashSet::new();
+    for number in NUMBERS {
+        let path = fleet.add(number as usize, GoRelease::NEWEST, Variant::Stripped)?;
+        let container = Container::new(&path, number)?;
+        let device = container.device;
+        let seen_before = !devices.insert(device);
+        container.wait_until_held(&capture)?;
+        let flags = format!("-sizes 100 -seed {number}");
+        expected = expected.and(container.start(&flags)?.finish()?.connections());
+        if seen_before {
+            break;
+        }
+        // The file is released some time after the last program has ended, and with it the overlay.
+        wait_for_mark(&capture, device, false)?;
+    }
+    ensure!(
+        devices.len() < NUMBERS.len(),
+        "all were different: {devices:?}"
+    );
+    let captured = capture.stop()?;
+    without_pids(&captured.connections()?).assert_equal(&without_pids(&expected));
     Ok(())
 }
 
