@@ -443,6 +443,7 @@ fn own_sockets(
     let ownership = Ownership {
         targets: handle(&skeleton.maps.targets)?,
         owners: handle(&skeleton.maps.owners)?,
+        of_all: options.all_packets,
         multipath_listeners: handle(&skeleton.maps.multipath_listeners)?,
         variables: MmapOptions::new()
             .len(rustix::param::page_size())

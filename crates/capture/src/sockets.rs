@@ -22,6 +22,8 @@ use crate::{Error, Process, privileges};
 pub(crate) struct Ownership {
     pub(crate) targets: MapHandle,
     pub(crate) owners: MapHandle,
+    /// Whether everybody's sockets are to be known, not only those of targets.
+    pub(crate) of_all: bool,
     pub(crate) multipath_listeners: MapHandle,
     /// The programs' .bss.
     pub(crate) variables: MmapRaw,
@@ -61,9 +63,20 @@ impl Ownership {
             })
     }
 
-    /// Enters the process as the owner of its sockets, and returns of how many it was not known.
+    /// Whether the sockets of the process that has this pid now are to be known. It may have begun to execute
+    /// another program, or have ended.
+    fn is_wanted(&self, pid: u32) -> bool {
+        let found = || self.targets.lookup(&pid.to_ne_bytes(), MapFlags::ANY);
+        self.of_all || found().is_ok_and(|found| found.is_some())
+    }
+
+    /// Enters the process as the owner of its sockets while it is a target, and returns of how many it was not
+    /// known.
     pub(crate) fn adopt_sockets(&self, process: &Process) -> Result<usize, Error> {
         let pid = process.pid();
+        if !self.is_wanted(pid) {
+            return Ok(0);
+        }
         let failed_without = |missing: &'static str, what: &'static str| {
             move |reason: io::Error| match reason.kind() {
                 io::ErrorKind::NotFound => Error::NoSuchProcess { pid },
@@ -110,6 +123,10 @@ impl Ownership {
                 Err(Errno::SRCH) => return Err(Error::NoSuchProcess { pid }),
                 Err(errno) => return Err(failed("taking over its sockets")(errno.into())),
             };
+            // If it is, no other program can have opened this socket.
+            if !self.is_wanted(pid) {
+                break;
+            }
             if self.adopt(&socket, &owner)? {
                 adopted += 1;
             }

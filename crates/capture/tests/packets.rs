@@ -31,6 +31,7 @@ fn role() {
         Ok("server") => serve(),
         Ok("client") => be_client(),
         Ok("inherit") => inherit(),
+        Ok("become") => become_client(),
         _ => {}
     }
 }
@@ -45,6 +46,14 @@ fn inherit() {
     for stream in listener.incoming() {
         std::io::copy(&mut stream.as_ref().unwrap(), &mut stream.as_ref().unwrap()).unwrap();
     }
+}
+
+/// Executes another program, a client, as a launcher does.
+fn become_client() {
+    let mut command = Command::new(std::env::var_os("PACKETS_FILE").unwrap());
+    command.args(std::env::args_os().skip(1));
+    let error = std::os::unix::process::CommandExt::exec(command.env("PACKETS_ROLE", "client"));
+    panic!("{error}");
 }
 
 /// Echoes over TCP and UDP.
@@ -950,6 +959,37 @@ fn socket_that_a_target_inherits_is_its_own() {
     target.kill().unwrap();
     target.wait().unwrap();
     assert_eq!(found, Some(Some(target.id())));
+}
+
+/// As launchers do, which set an environment up for another program and execute that.
+#[test]
+#[ignore = "needs root: run `cargo xtask test`"]
+fn sockets_of_a_program_that_a_target_executes_are_not_the_targets() {
+    let namespace = Namespace::new();
+    let file = TargetFile::new();
+    let (server, port) = Program::server(&others(), &namespace, "127.0.0.1:0");
+    let capture = file.capture(&options_in(&server, "lo"));
+    let mut collector = Collector::new(&capture);
+    let others = others();
+    let variables = [("PACKETS_FILE", others.to_str().unwrap())];
+    let begun = Instant::now();
+    let mut launched = Program::start(&file.path, &namespace, "become", &variables);
+    assert_eq!(launched.hear(), "ready");
+    launched.tell(&format!("open 127.0.0.1:{port}"));
+    let mut target = Program::client(&file.path, &namespace);
+    target.tell(&format!("open 127.0.0.1:{port}"));
+    // Meanwhile those that have started are looked at again, several times.
+    while begun.elapsed() < Duration::from_millis(1500) {
+        launched.tell("use");
+        target.tell("use");
+    }
+    let wanted = Some(target.pid());
+    let captured = collector.look();
+    assert!(!captured.is_empty());
+    for packet in captured {
+        let ends = (packet.sender, packet.receiver);
+        assert!(ends == (wanted, None) || ends == (None, wanted), "{ends:?}");
+    }
 }
 
 /// The kernel takes VLAN tags out of packets; in a capture they are where they were.
