@@ -47,13 +47,14 @@ impl ExecEvents {
         })
     }
 
-    /// Hands the pids of processes that began since the last call to `each`, up to so many.
-    pub fn drain(&mut self, limit: usize, mut each: impl FnMut(u32)) {
+    /// Hands the pids of processes that began since the last call to `each`, up to so many, and returns how
+    /// many there were.
+    pub fn drain(&mut self, limit: usize, mut each: impl FnMut(u32)) -> usize {
         self.ring.drain(limit, |bytes| {
             if let Some(&pid) = bytes.first_chunk() {
                 each(u32::from_ne_bytes(pid));
             }
-        });
+        })
     }
 
     /// How many processes there was no room for to tell of. If it grows, look at all that run.

@@ -31,6 +31,10 @@ const LULL: Duration = Duration::from_millis(100);
 /// How often executables are looked for that nobody runs any more.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
+/// After something was not told of, all processes are looked at, which takes long where there are many: no
+/// sooner than this after the last time.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// Of so many processes it is remembered that they were let go on.
 const LET_GO_MAX: usize = 4096;
 
@@ -190,6 +194,8 @@ struct Sources {
     events: ExecEvents,
     /// Programs that there was no room to tell of.
     unheard: u64,
+    /// What to look at because of them, and because of libraries that there was no room to tell of.
+    owed: [OwedLook; 2],
     /// Tells of libraries that they load, unless that can't be had.
     mappings: Option<MappingEvents>,
     /// Holds them until they are attached to.
@@ -240,6 +246,10 @@ impl Sources {
         }
         Ok(Self {
             unheard: events.untold(),
+            owed: [
+                OwedLook::new(Unheld::TimeLimit),
+                OwedLook::new(Unheld::Library),
+            ],
             events,
             mappings: mappings.ok(),
             gate,
@@ -254,10 +264,10 @@ impl Sources {
         })
     }
 
-    /// Hears all that there is to hear. Whether a program has started, or mapped a file.
-    fn tell(&mut self, programs: &mut Programs) -> bool {
+    /// Hears what there is to hear.
+    fn tell(&mut self, programs: &mut Programs) -> Heard {
         self.tell_of_starting(programs);
-        let mut heard = false;
+        let mut mapped = false;
         if let Some(gate) = &mut self.gate {
             gate.begin_look();
         }
@@ -268,8 +278,7 @@ impl Sources {
             let_go,
             ..
         } = self;
-        events.drain(STARTED_AT_ONCE, |pid| {
-            heard = true;
+        let started = events.drain(STARTED_AT_ONCE, |pid| {
             let unheld = match gate {
                 Some(gate) => {
                     gate.hold_mounts_of(pid);
@@ -283,24 +292,33 @@ impl Sources {
             };
             programs.started(pid, unheld);
         });
-        let mut lost_mappings = false;
+        let [starts, libraries] = &mut self.owed;
         if let Some(mappings) = &mut self.mappings {
-            lost_mappings = mappings.drain(|event| {
-                heard = true;
+            libraries.is_owed |= mappings.drain(|event| {
+                mapped = true;
                 programs.mapped(event);
             });
         }
-        if lost_mappings {
-            // If it fails, further ones will be heard of.
-            let _ = programs.look_at_all(Seen::Started(Unheld::Library));
-        }
         let unheard = self.events.untold();
-        if unheard != self.unheard {
-            self.unheard = unheard;
-            // If it fails, further ones will be heard of.
-            let _ = programs.look_at_all(Seen::Started(Unheld::TimeLimit));
+        starts.is_owed |= unheard != self.unheard;
+        self.unheard = unheard;
+        for look in &mut self.owed {
+            if look.due_in(Instant::now()) == Some(Duration::ZERO) {
+                look.look(programs);
+            }
         }
-        heard
+        Heard {
+            anything: started > 0 || mapped,
+            may_be_more: started >= STARTED_AT_ONCE,
+        }
+    }
+
+    /// How long to wait for anything else to happen, after this was heard.
+    fn patience(&self, may_be_more: bool, is_pausing: bool) -> Duration {
+        let now = Instant::now();
+        let looks = self.owed.iter().filter_map(|look| look.due_in(now));
+        let has_next = self.gate.as_ref().is_some_and(ExecGate::has_next);
+        patience(may_be_more || has_next, is_pausing, looks.min())
     }
 
     fn tell_of_starting(&mut self, programs: &mut Programs) {
@@ -321,8 +339,12 @@ impl Sources {
         }
     }
 
-    /// At the end: names programs that were let go on and not looked at since, if that does not take long.
+    /// At the end: looks at what is still to be looked at, and names programs that were let go on and not
+    /// looked at since, if that does not take long.
     fn tell_of_missed(&mut self, programs: &mut Programs) {
+        for look in self.owed.iter_mut().filter(|look| look.is_owed) {
+            look.look(programs);
+        }
         let Some(gate) = &mut self.gate else { return };
         let begun = Instant::now();
         let mut left = 0;
@@ -397,8 +419,10 @@ fn run(programs: &Mutex<Programs>, mut sources: Sources, stop: &OwnedFd) {
         return;
     };
     let mut pace = Pace::new(Instant::now());
+    let mut may_be_more = false;
     loop {
-        match wait(&ends, &sources, stop, pace.is_pausing) {
+        let patience = sources.patience(may_be_more, pace.is_pausing);
+        match wait(&ends, &sources, stop, pace.is_pausing, patience) {
             Ok(Woken { stop: true, .. }) | Err(_) => {
                 return sources.tell_of_missed(&mut lock(programs));
             }
@@ -410,8 +434,9 @@ fn run(programs: &Mutex<Programs>, mut sources: Sources, stop: &OwnedFd) {
         }
         let mut programs = lock(programs);
         let heard = sources.tell(&mut programs);
+        may_be_more = heard.may_be_more;
         if sources.gate.is_some() {
-            pace.heard(heard, Instant::now());
+            pace.heard(heard.anything, Instant::now());
         } else {
             pace = Pace::new(Instant::now());
         }
@@ -464,29 +489,80 @@ impl Pace {
     }
 }
 
+/// What there was to hear.
+struct Heard {
+    /// A program has started, or mapped a file.
+    anything: bool,
+    /// More have started than were heard of in one turn.
+    may_be_more: bool,
+}
+
+/// A look at all processes, because something was not told of.
+#[derive(Debug)]
+struct OwedLook {
+    is_owed: bool,
+    /// Why programs that are found then were not held.
+    unheld: Unheld,
+    /// The end of the last one.
+    looked: Option<Instant>,
+}
+
+impl OwedLook {
+    fn new(unheld: Unheld) -> Self {
+        Self {
+            is_owed: false,
+            unheld,
+            looked: None,
+        }
+    }
+
+    /// `None` if there is no need to.
+    fn due_in(&self, now: Instant) -> Option<Duration> {
+        let again = self.looked.map(|looked| looked + LOOK_AGAIN);
+        let left = again.map(|again| again.saturating_duration_since(now));
+        self.is_owed.then(|| left.unwrap_or_default())
+    }
+
+    fn look(&mut self, programs: &mut Programs) {
+        let looked = programs.look_at_all(Seen::Started(self.unheld));
+        self.done(looked.is_ok(), Instant::now());
+    }
+
+    /// If it failed, it is owed still.
+    fn done(&mut self, is_done: bool, now: Instant) {
+        self.is_owed &= !is_done;
+        self.looked = Some(now);
+    }
+}
+
+/// How long to wait for something to do: not at all if there is more, or as long as a pause takes, or until
+/// the next look is due.
+fn patience(is_more: bool, is_pausing: bool, look_due: Option<Duration>) -> Duration {
+    match (is_more, is_pausing) {
+        (true, _) => Duration::ZERO,
+        (false, true) => PAUSE,
+        (false, false) => HOUSEKEEPING.min(look_due.unwrap_or(HOUSEKEEPING)),
+    }
+}
+
 /// What there is to do.
 struct Woken {
     stop: bool,
     mounts: bool,
 }
 
-/// Waits for something to do; while it is `pausing`, nothing is to be heard of what starts and what is
-/// mapped until the pause is over.
+/// Waits for something to do, no longer than `patience`; while it is `pausing`, nothing is to be heard of what
+/// starts and what is mapped until the pause is over.
 fn wait(
     ends: &OwnedFd,
     sources: &Sources,
     stop: &OwnedFd,
     pausing: bool,
+    patience: Duration,
 ) -> rustix::io::Result<Woken> {
-    let more = sources.gate.as_ref().is_some_and(ExecGate::has_next);
-    let timeout = match (more, pausing) {
-        (true, _) => Duration::ZERO,
-        (false, true) => PAUSE,
-        (false, false) => HOUSEKEEPING,
-    };
     let timeout = Timespec {
-        tv_sec: timeout.as_secs().cast_signed(),
-        tv_nsec: timeout.subsec_nanos().into(),
+        tv_sec: patience.as_secs().cast_signed(),
+        tv_nsec: patience.subsec_nanos().into(),
     };
     let mut descriptors = vec![
         PollFd::new(stop, PollFlags::IN),
@@ -537,5 +613,34 @@ mod tests {
         assert_eq!(at(true, 1200), (true, true));
         assert_eq!(at(false, 1300), (false, false));
         assert_eq!(at(true, 1301), (true, false));
+    }
+
+    #[test]
+    fn nobody_pauses_while_there_is_more_to_hear_of() {
+        assert_eq!(patience(true, true, None), Duration::ZERO);
+        assert_eq!(patience(true, false, None), Duration::ZERO);
+        assert_eq!(patience(false, true, None), PAUSE);
+        assert_eq!(patience(false, false, None), HOUSEKEEPING);
+        let soon = Duration::from_millis(30);
+        assert_eq!(patience(false, false, Some(soon)), soon);
+    }
+
+    #[test]
+    fn a_look_after_losses_is_put_off_but_not_forgotten() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut look = OwedLook::new(Unheld::TimeLimit);
+        assert_eq!(look.due_in(at(0)), None);
+        look.is_owed = true;
+        assert_eq!(look.due_in(at(0)), Some(Duration::ZERO));
+        look.done(true, at(100));
+        assert_eq!(look.due_in(at(5000)), None);
+        look.done(true, at(5000));
+        look.is_owed = true;
+        assert_eq!(look.due_in(at(5300)), Some(Duration::from_millis(700)));
+        assert_eq!(look.due_in(at(6000)), Some(Duration::ZERO));
+        // It failed.
+        look.done(false, at(6000));
+        assert_eq!(look.due_in(at(6900)), Some(Duration::from_millis(100)));
     }
 }
