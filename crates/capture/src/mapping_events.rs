@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use libbpf_rs::libbpf_sys::{self, perf_event_attr, perf_event_mmap_page};
 use memmap2::{MmapOptions, MmapRaw};
@@ -52,6 +52,9 @@ struct Processor {
 
 /// For about 250 files on each processor: a program that starts maps a handful.
 const RING_PAGES: usize = 8;
+
+/// A record is no larger, with a path of 4 KiB and a word of what was lost.
+const RECORD_MAX: usize = 4096 + 256;
 
 // <linux/perf_event.h>, `_IO('$', 0)` and `_IO('$', 1)`.
 const PERF_EVENT_IOC_ENABLE: libc::Ioctl = 0x2400;
@@ -102,12 +105,12 @@ impl MappingEvents {
         Ok(())
     }
 
-    /// Hands on what was heard of since the last call. Whether there was more than room for it: then look
-    /// at all processes.
+    /// Hands on what was heard of since the last call. Whether there may have been more than room for it:
+    /// then look at all processes.
     pub fn drain(&mut self, mut each: impl FnMut(&MappingEvent)) -> bool {
         let mut lost = false;
         for ring in self.processors.iter().flat_map(Processor::rings) {
-            ring.drain(|kind, record| match kind {
+            let was_full = ring.drain(|kind, record| match kind {
                 libbpf_sys::PERF_RECORD_MMAP2 => {
                     if let Some(event) = parse(record) {
                         each(&event);
@@ -116,6 +119,7 @@ impl MappingEvents {
                 libbpf_sys::PERF_RECORD_LOST => lost = true,
                 _ => {}
             });
+            lost |= was_full;
         }
         lost
     }
@@ -204,8 +208,10 @@ impl Ring {
         }
     }
 
-    /// Hands kind and body of each record on, and gives its room back.
-    fn drain(&self, mut each: impl FnMut(libbpf_sys::perf_event_type, &[u8])) {
+    /// Hands kind and body of each record on, and gives its room back. Whether the next record may have found
+    /// no room before: the kernel tells of those lost only in front of the next one that finds some, and
+    /// there need not be any.
+    fn drain(&self, mut each: impl FnMut(libbpf_sys::perf_event_type, &[u8])) -> bool {
         let control = self.map.as_mut_ptr().cast::<perf_event_mmap_page>();
         // SAFETY: The first page of the mapping, which is as large, and these fields of it are aligned,
         // and changed by the kernel and here, atomically.
@@ -216,7 +222,8 @@ impl Ring {
             )
         };
         let end = head.load(Ordering::Acquire);
-        let mut at = tail.load(Ordering::Relaxed);
+        let begin = tail.load(Ordering::Relaxed);
+        let mut at = begin;
         while at < end {
             // struct perf_event_header: u32 type, u16 misc, u16 size.
             let header = self.copy(at, 8);
@@ -230,6 +237,10 @@ impl Ring {
             at += u64::from(size);
         }
         tail.store(at, Ordering::Release);
+        // What has come meanwhile had no more room than we have given back just now.
+        fence(Ordering::SeqCst);
+        let filled = head.load(Ordering::Acquire).wrapping_sub(begin);
+        filled > (self.data_bytes - RECORD_MAX) as u64
     }
 
     /// Bytes of the ring's data; they may go on at its beginning.
@@ -313,6 +324,21 @@ mod tests {
         events.drain(|_| files += 1);
         assert!(files >= started, "{files}");
         assert!(heard_at_once < started, "{heard_at_once} of {started}");
+    }
+
+    #[test]
+    #[ignore = "needs root: run `cargo xtask test`"]
+    fn a_loss_is_told_of_though_nothing_is_mapped_after_it() {
+        let program = File::open("/proc/self/exe").unwrap();
+        let mut events = MappingEvents::watch().unwrap();
+        // More than the rings of all processors have room for.
+        for _ in 0..1000 * events.processors.len() {
+            // SAFETY: Nobody looks at the memory.
+            drop(unsafe { MmapOptions::new().len(1).map_exec(&program) }.unwrap());
+        }
+        // So what is mapped from now on does not come into those rings.
+        events.set_patient(true).unwrap();
+        assert!(events.drain(|_| {}));
     }
 
     #[test]
