@@ -623,9 +623,18 @@ static __always_inline bool find_ends(struct __sk_buff *packet, const struct hea
 		found = true;
 	if (receiver && find_owner(packet, headers, RECEIVER, &ends->receiver) == OWNED)
 		found = true;
-	if (found && headers->fragment)
+	if (!headers->fragment)
+		return found;
+	if (found) {
 		bpf_map_update_elem(&fragments, &key, ends, BPF_ANY);
-	return found;
+		return true;
+	}
+	/* Identifications are used again: what had this one at this end was another packet. What
+	 * had it at the other end only may be this one, at another hook. */
+	first = bpf_map_lookup_elem(&fragments, &key);
+	if (first && ((sender && first->sender.pid) || (receiver && first->receiver.pid)))
+		bpf_map_delete_elem(&fragments, &key);
+	return false;
 }
 
 /* ---- The packet's way to user space ---- */

@@ -992,6 +992,68 @@ fn sockets_of_a_program_that_a_target_executes_are_not_the_targets() {
     }
 }
 
+/// The first fragment of a datagram to 10.9.0.1, or the one behind it, as an IPv4 packet for a raw socket,
+/// which fills in lengths, checksums and the source.
+fn fragment(identification: u16, port: u16, is_first: bool) -> Vec<u8> {
+    /// There are more fragments.
+    const MORE: u16 = 0x2000;
+
+    // Each has 16 bytes; offsets count in eights.
+    let place = if is_first { MORE } else { 2 };
+    let mut packet = vec![0x45, 0, 0, 0];
+    packet.extend(identification.to_be_bytes());
+    packet.extend(place.to_be_bytes());
+    packet.extend([64, libc::IPPROTO_UDP as u8, 0, 0, 0, 0, 0, 0, 10, 9, 0, 1]);
+    if is_first {
+        for word in [9, port, 32, 0] {
+            packet.extend(word.to_be_bytes());
+        }
+        packet.extend([1; 8]);
+    } else {
+        packet.extend([2; 16]);
+    }
+    packet
+}
+
+/// Senders that have no more identifications begin anew.
+#[test]
+#[ignore = "needs root: run `cargo xtask test`"]
+fn fragments_of_others_with_a_targets_identification_are_not_the_targets() {
+    use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sendto, socket};
+
+    let (here, there) = Namespace::pair();
+    let file = TargetFile::new();
+    let (_other, other_port) = Program::server(&others(), &here, "10.9.0.1:0");
+    let (target, port) = Program::server(&file.path, &here, "10.9.0.1:0");
+    let capture = file.capture(&options_in(&target, "left"));
+    let mut collector = Collector::new(&capture);
+    there.enter(|| {
+        let raw = socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::RAW)).unwrap();
+        let to: SocketAddr = "10.9.0.1:0".parse().unwrap();
+        // The target's second fragment gets lost.
+        for packet in [
+            fragment(7, port, true),
+            fragment(7, other_port, true),
+            fragment(7, other_port, false),
+            fragment(8, port, true),
+            fragment(8, port, false),
+        ] {
+            sendto(&raw, &packet, SendFlags::empty(), &to).unwrap();
+        }
+    });
+    let is_last = |packet: &Captured| packet.bytes[14..][4..8] == [0, 8, 0, 2];
+    let deadline = Instant::now() + patient(PATIENCE);
+    while !collector.look().iter().any(is_last) && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    let found = collector.look().iter();
+    let found: Vec<_> = found
+        .filter(|packet| packet.direction == PacketDirection::Inbound)
+        .map(|packet| packet.bytes[14..][4..8].to_vec())
+        .collect();
+    assert_eq!(found, [[0, 7, 0x20, 0], [0, 8, 0x20, 0], [0, 8, 0, 2]]);
+}
+
 /// The kernel takes VLAN tags out of packets; in a capture they are where they were.
 #[test]
 #[ignore = "needs root: run `cargo xtask test`"]
