@@ -33,6 +33,7 @@ mod packets;
 mod privileges;
 mod probe_set;
 mod probes;
+mod proc_files;
 mod process;
 mod processes;
 mod reader;

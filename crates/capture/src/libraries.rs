@@ -11,7 +11,11 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use crate::executable::changed_ns;
+use crate::proc_files::{MAPS_MAX, parts};
 use crate::{Executable, Identity, MappingEvent};
+
+/// So many libraries of one process are looked at: no program has that many.
+const LIBRARIES_MAX: usize = 4096;
 
 /// A file that a process has mapped executable, other than what it executes.
 #[derive(Clone, Debug)]
@@ -30,18 +34,20 @@ impl Library {
     /// All of a process; none if it has ended, or may not be looked at.
     pub fn of(pid: u32) -> Vec<Self> {
         let directory = PathBuf::from(format!("/proc/{pid}"));
-        let Ok(maps) = fs::read(directory.join("maps")) else {
+        let Ok(maps) = parts(directory.join("maps"), b'\n', MAPS_MAX) else {
             return Vec::new();
         };
         let executable = fs::metadata(directory.join("exe"));
         let executable = executable.as_ref().map(Identity::of).ok();
         let mut seen = HashSet::new();
-        maps.split(|&byte| byte == b'\n')
-            .filter_map(Mapping::parse)
-            .filter(|mapping| seen.insert((mapping.device, mapping.inode)))
-            .filter_map(|mapping| Self::open(&directory, &mapping).ok())
-            .filter(|library| Some(library.identity) != executable)
-            .collect()
+        maps.filter_map(|line| {
+            let mapping = Mapping::parse(&line)?;
+            let is_new = seen.insert((mapping.device.to_vec(), mapping.inode));
+            is_new.then(|| Self::open(&directory, &mapping).ok())?
+        })
+        .filter(|library| Some(library.identity) != executable)
+        .take(LIBRARIES_MAX)
+        .collect()
     }
 
     /// The one that an event tells of; `None` if its path leads elsewhere by now, or the process has ended.

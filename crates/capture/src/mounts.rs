@@ -6,6 +6,8 @@ use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use crate::proc_files::{MOUNTS_MAX, parts};
+
 /// Filesystems from which nothing is executed.
 const NO_PROGRAMS: [&str; 19] = [
     "autofs",
@@ -66,8 +68,8 @@ pub(crate) fn of_process(pid: u32) -> Vec<Mount> {
 }
 
 fn seen_by(process: &str, root: &Path) -> Vec<Mount> {
-    let lines = fs::read(format!("/proc/{process}/mountinfo")).unwrap_or_default();
-    parse(&lines, root)
+    parts(format!("/proc/{process}/mountinfo"), b'\n', MOUNTS_MAX)
+        .map_or_else(|_| Vec::new(), |lines| parse(lines, root))
 }
 
 /// The number of a process's mount namespace.
@@ -78,11 +80,11 @@ pub(crate) fn namespace(pid: u32) -> Option<OsString> {
 
 /// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`: the third field is the device, the
 /// fifth the place, the sixth the options; behind a lone hyphen comes the type.
-fn parse(lines: &[u8], root: &Path) -> Vec<Mount> {
+fn parse(lines: impl Iterator<Item = impl AsRef<[u8]>>, root: &Path) -> Vec<Mount> {
     let mut found = HashSet::new();
     let mut mounts = Vec::new();
-    for line in lines.split(|&byte| byte == b'\n') {
-        let fields: Vec<_> = line.split(|&byte| byte == b' ').collect();
+    for line in lines {
+        let fields: Vec<_> = line.as_ref().split(|&byte| byte == b' ').collect();
         let hyphen = fields.iter().position(|&field| field == b"-");
         let (Some(hyphen), true) = (hyphen, fields.len() > 5) else {
             continue;
@@ -149,6 +151,7 @@ mod tests {
 27 22 0:32 / /home rw - fuse.sshfs host rw
 broken line
 ";
+        let lines = lines.split(|&byte| byte == b'\n');
         let mounts = parse(lines, Path::new("/proc/7/root"));
         let of = |index: usize| {
             (

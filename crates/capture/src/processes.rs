@@ -7,6 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use crate::executable::{Identity, changed_ns};
+use crate::proc_files::{ENVIRONMENT_MAX, parts};
 use crate::{Error, Process};
 
 /// A process and what it can be chosen by.
@@ -199,12 +200,11 @@ pub fn cgroup_of(pid: u32) -> Option<PathBuf> {
 
 /// What a process's environment says of a variable, if we may look.
 pub fn environment_variable(pid: u32, name: &str) -> Option<OsString> {
-    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
-    environment
-        .split(|&byte| byte == 0)
-        .filter_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
-        .map(|value| OsStr::from_bytes(value).to_owned())
-        .next()
+    let mut environment = parts(format!("/proc/{pid}/environ"), 0, ENVIRONMENT_MAX).ok()?;
+    environment.find_map(|entry| {
+        let value = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
+        Some(OsStr::from_bytes(value).to_owned())
+    })
 }
 
 #[cfg(test)]
@@ -268,5 +268,97 @@ mod tests {
         let path = environment_variable(std::process::id(), "PATH");
         assert_eq!(path, std::env::var_os("PATH"));
         assert_eq!(environment_variable(std::process::id(), "PAT"), None);
+    }
+
+    /// include/uapi/linux/prctl.h, struct prctl_mm_map
+    #[repr(C)]
+    struct MemoryMap {
+        /// As in proc(5), stat: start_code, end_code, start_data, end_data, start_brk, brk, start_stack,
+        /// arg_start, arg_end, env_start, env_end.
+        addresses: [u64; 11],
+        auxv: u64,
+        auxv_size: u32,
+        executable: i32,
+    }
+
+    /// Has /proc/PID/environ show this memory as our environment; any process may do so.
+    fn call_our_environment(memory: &[u8]) {
+        let stat = fs::read_to_string("/proc/self/stat").unwrap();
+        let (_, behind_name) = stat.rsplit_once(')').unwrap();
+        let fields: Vec<_> = behind_name.split_whitespace().collect();
+        // The first of them is the third of the line.
+        let [
+            code,
+            code_end,
+            stack,
+            data,
+            data_end,
+            heap,
+            arguments,
+            arguments_end,
+        ] = [26, 27, 28, 45, 46, 47, 48, 49]
+            .map(|number: usize| fields[number - 3].parse().unwrap());
+        let range = memory.as_ptr_range();
+        let (start, end) = (range.start as u64, range.end as u64);
+        // SAFETY: sbrk(0) changes nothing, and what is said here is what is so, but for the environment, which
+        // the kernel only shows to others.
+        let result = unsafe {
+            let heap_end = libc::sbrk(0) as u64;
+            let map = MemoryMap {
+                addresses: [
+                    code,
+                    code_end,
+                    data,
+                    data_end,
+                    heap,
+                    heap_end,
+                    stack,
+                    arguments,
+                    arguments_end,
+                    start,
+                    end,
+                ],
+                auxv: 0,
+                auxv_size: 0,
+                executable: -1,
+            };
+            let (map, size) = (&raw const map, size_of::<MemoryMap>());
+            libc::prctl(
+                libc::PR_SET_MM,
+                libc::PR_SET_MM_MAP as usize,
+                map,
+                size,
+                0_usize,
+            )
+        };
+        assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    }
+
+    #[test]
+    fn no_more_of_an_environment_is_read_than_a_program_can_begin_with() {
+        use std::process::Command;
+
+        const OURSELVES_AGAIN: &str = "ECAPTURE_TEST_ENVIRONMENT";
+        const NAME: &str =
+            "processes::tests::no_more_of_an_environment_is_read_than_a_program_can_begin_with";
+
+        if std::env::var_os(OURSELVES_AGAIN).is_none() {
+            // What a process says to be its environment is one for all tests in it.
+            let status = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", NAME])
+                .env(OURSELVES_AGAIN, "1")
+                .status()
+                .unwrap();
+            assert!(status.success());
+            return;
+        }
+        let mut environment = vec![b'x'; 2 * ENVIRONMENT_MAX as usize];
+        let last = environment.len() - b"\0LAST=2\0".len();
+        environment[..8].copy_from_slice(b"FIRST=1\0");
+        environment[last..].copy_from_slice(b"\0LAST=2\0");
+        call_our_environment(&environment);
+        let ours = std::process::id();
+        assert_eq!(environment_variable(ours, "FIRST"), Some("1".into()));
+        assert_eq!(environment_variable(ours, "LAST"), None);
     }
 }
