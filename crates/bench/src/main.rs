@@ -99,7 +99,9 @@ fn analyze_all(paths: &[PathBuf]) -> Result<()> {
 
 fn analyze(path: &std::path::Path) -> Result<Analysis> {
     let executable = Executable::open(path)?;
-    gobin::analyze(&executable.map()?).with_context(|| path.display().to_string())
+    executable
+        .read(gobin::analyze)?
+        .with_context(|| path.display().to_string())
 }
 
 /// Whoever started us closes our input when we may go.

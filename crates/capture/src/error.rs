@@ -22,6 +22,12 @@ pub enum Error {
         /// What it is.
         found: &'static str,
     },
+    /// The file is not what it was when it was opened.
+    #[error("{}: was changed while it was read; try again", path.display())]
+    Changed {
+        /// As the user gave it.
+        path: PathBuf,
+    },
     /// No such process.
     #[error("process {pid}: no such process")]
     NoSuchProcess {
@@ -205,6 +211,7 @@ impl Error {
             self,
             Self::Open { .. }
                 | Self::NotAFile { .. }
+                | Self::Changed { .. }
                 | Self::NoSuchProcess { .. }
                 | Self::NoExecutable { .. }
                 | Self::OtherArchitecture { .. }

@@ -3,13 +3,14 @@
 
 use std::fs::{File, FileType, Metadata};
 use std::io;
-use std::ops::Deref;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
+use rustix::fs::{Mode, OFlags};
 
+use crate::mapped_file::with_bytes;
 use crate::{Error, Process};
 
 /// Tells executables apart, whatever path leads to them.
@@ -37,6 +38,7 @@ pub struct Executable {
     file: File,
     identity: Identity,
     changed_ns: i128,
+    size: u64,
 }
 
 impl Executable {
@@ -68,20 +70,13 @@ impl Executable {
 
     /// The outer error is for opening, the inner one for what was found.
     fn open_as(path: &Path, name: &Path) -> io::Result<Result<Self, Error>> {
-        // Not to hang on a FIFO, nor to touch a tape drive: look before opening.
-        let metadata = std::fs::metadata(path)?;
-        if !metadata.is_file() {
-            let found = kind_of(metadata.file_type());
-            return Ok(Err(Error::NotAFile {
+        Ok(match open_regular(path)? {
+            Ok(file) => Ok(Self::of_file(file, name.into())?),
+            Err(file_type) => Err(Error::NotAFile {
                 path: name.into(),
-                found,
-            }));
-        }
-        let file = File::options()
-            .read(true)
-            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
-            .open(path)?;
-        Self::of_file(file, name.into()).map(Ok)
+                found: kind_of(file_type),
+            }),
+        })
     }
 
     /// A file that is open already. `name` is for messages.
@@ -92,6 +87,7 @@ impl Executable {
             file,
             identity: Identity::of(&metadata),
             changed_ns: changed_ns(&metadata),
+            size: metadata.len(),
         })
     }
 
@@ -100,21 +96,36 @@ impl Executable {
         &self.name
     }
 
-    /// Maps the file's bytes, for as long as the analysis takes: touched pages count as our memory.
-    pub fn map(&self) -> Result<MappedFile, Error> {
-        let reason = |reason| Error::Open {
+    /// Has `look` look at the file's bytes, in this thread; [`Error::Changed`] if they changed meanwhile,
+    /// whatever it found. What it touches counts as our memory for as long as it looks.
+    pub fn read<T>(&self, look: impl FnOnce(&[u8]) -> T) -> Result<T, Error> {
+        let found = catch_unwind(AssertUnwindSafe(|| with_bytes(&self.file, look)));
+        self.check_unchanged()?;
+        // Bytes that change from one look to the next may lead to what can't be otherwise.
+        let found = found.unwrap_or_else(|panic| resume_unwind(panic));
+        let found = found.map_err(|reason| self.unreadable(reason))?;
+        found.ok_or_else(|| self.unreadable(rustix::io::Errno::IO.into()))
+    }
+
+    /// [`Error::Changed`] if the file has changed since it was opened: what was found in it, and places in
+    /// it, are not to be relied on.
+    pub fn check_unchanged(&self) -> Result<(), Error> {
+        let now = self.file.metadata();
+        let now = now.map_err(|reason| self.unreadable(reason))?;
+        // Where the clock of changes is coarse, the size may tell.
+        if changed_ns(&now) == self.changed_ns && now.len() == self.size {
+            return Ok(());
+        }
+        Err(Error::Changed {
+            path: self.name.clone(),
+        })
+    }
+
+    fn unreadable(&self, reason: io::Error) -> Error {
+        Error::Open {
             path: self.name.clone(),
             reason,
-        };
-        if self.file.metadata().map_err(reason)?.len() == 0 {
-            return Ok(MappedFile(None)); // The kernel maps no empty files.
         }
-        // SAFETY: The mapping is private and read-only. The file may change under it, which
-        // changes bytes that we distrust anyhow; the kernel does not let a running executable be
-        // written to. Only truncating a file that nobody executes, while we look at it, would end
-        // us with SIGBUS.
-        let map = unsafe { Mmap::map(&self.file) }.map_err(reason)?;
-        Ok(MappedFile(Some(map)))
     }
 
     /// Which file it is.
@@ -127,27 +138,44 @@ impl Executable {
         self.changed_ns
     }
 
-    /// A path that leads to exactly this file, in our mount namespace, as long as `self` lives.
-    pub(crate) fn descriptor_path(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    /// Whether it is this file, last changed at this time.
+    pub fn is(&self, identity: Identity, changed_ns: i128) -> bool {
+        self.identity == identity && self.changed_ns == changed_ns
     }
+
+    /// A path that leads to exactly this file, in our mount namespace, as long as `self` lives: for probes,
+    /// which may be put only where a file was analysed that has not changed.
+    pub(crate) fn path_to_probe(&self) -> Result<PathBuf, Error> {
+        self.check_unchanged()?;
+        Ok(descriptor_path(&self.file))
+    }
+}
+
+/// Leads to the very file that is open, whatever its path leads to.
+fn descriptor_path(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// Opens a file if it is a regular one; else returns what it is. Nothing else is opened, even if the path leads
+/// somewhere else from one moment to the next: a FIFO would block us, and a device may do things.
+pub(crate) fn open_regular(path: &Path) -> io::Result<Result<File, FileType>> {
+    let place = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let place = File::from(place);
+    let file_type = place.metadata()?.file_type();
+    if !file_type.is_file() {
+        return Ok(Err(file_type));
+    }
+    let file = File::options()
+        .read(true)
+        // Not to wait for somebody who has a lease on it.
+        .custom_flags(OFlags::NONBLOCK.bits() as i32)
+        .open(descriptor_path(&place))?;
+    Ok(Ok(file))
 }
 
 /// The time of the last change of a file's content or attributes, in ns since 1970.
 pub(crate) fn changed_ns(metadata: &Metadata) -> i128 {
     i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec())
-}
-
-/// The bytes of an executable file.
-#[derive(Debug)]
-pub struct MappedFile(Option<Mmap>);
-
-impl Deref for MappedFile {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        self.0.as_deref().unwrap_or(&[])
-    }
 }
 
 fn kind_of(file_type: FileType) -> &'static str {
@@ -161,5 +189,43 @@ fn kind_of(file_type: FileType) -> &'static str {
         "device"
     } else {
         "special file"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+
+    fn executable() -> (Executable, File) {
+        let mut file = File::from(memfd_create("test", MemfdFlags::CLOEXEC).unwrap());
+        file.write_all(&[7; 10_000]).unwrap();
+        let ours = file.try_clone().unwrap();
+        (Executable::of_file(ours, "test".into()).unwrap(), file)
+    }
+
+    #[test]
+    fn a_file_that_is_truncated_while_it_is_read_is_an_error() {
+        let (executable, file) = executable();
+        assert_eq!(executable.read(|bytes| bytes[9_999]).unwrap(), 7);
+        let found = executable.read(|bytes| {
+            file.set_len(0).unwrap();
+            // What can't be zero, were it not for that.
+            70 / bytes[9_999]
+        });
+        let error = found.unwrap_err().to_string();
+        assert_eq!(error, "test: was changed while it was read; try again");
+    }
+
+    #[test]
+    fn a_file_that_has_changed_since_it_was_opened_is_not_probed() {
+        let (executable, mut file) = executable();
+        assert!(executable.path_to_probe().is_ok());
+        file.write_all(b"more").unwrap();
+        let refusal = executable.path_to_probe();
+        assert!(matches!(refusal, Err(Error::Changed { .. })), "{refusal:?}");
     }
 }

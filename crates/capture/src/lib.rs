@@ -25,6 +25,7 @@ mod libbpf_log;
 mod libpcap;
 mod libraries;
 mod load;
+mod mapped_file;
 mod mapping_events;
 mod mounts;
 mod names;
@@ -53,7 +54,7 @@ pub use exec_gate::{
     ExecGate, StartingProgram, Verdict, guard_exec_gate, raise_limit_of_open_files,
     rehearse_exec_gate,
 };
-pub use executable::{Executable, Identity, MappedFile};
+pub use executable::{Executable, Identity};
 #[cfg(fuzzing)]
 pub use filter::test_run::verdicts;
 pub use interfaces::{Interface, InterfaceSelection, LinkType};

@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use crate::executable::changed_ns;
+use crate::executable::{changed_ns, open_regular};
 use crate::proc_files::{MAPS_MAX, parts};
 use crate::{Executable, Identity, MappingEvent};
 
@@ -61,9 +61,21 @@ impl Library {
         Self::open(Path::new(&format!("/proc/{}", event.pid)), &mapping).ok()
     }
 
-    /// Opens it.
+    /// Opens it. It is not found if the path does not lead to it any more, or it has changed.
     pub fn open_file(&self) -> io::Result<Executable> {
-        Executable::of_file(fs::File::open(&self.path)?, self.name.clone())
+        let file = open_regular(&self.path)?.map_err(|_| io::ErrorKind::NotFound)?;
+        let executable = Executable::of_file(file, self.name.clone())?;
+        if !executable.is(self.identity, self.changed_ns) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(executable)
+    }
+
+    /// The same library as the process has it now, after it was replaced or changed.
+    pub fn look_again(&self, pid: u32) -> Option<Self> {
+        Self::of(pid)
+            .into_iter()
+            .find(|library| library.name == self.name)
     }
 
     /// The file at the mapping's path as the process sees it, if that still is the one which was mapped;
@@ -160,5 +172,39 @@ mod tests {
         assert_eq!(file.identity(), libc.unwrap().identity);
         let ours = std::env::current_exe().unwrap();
         assert!(libraries.iter().all(|library| library.name != ours));
+    }
+
+    #[test]
+    fn a_library_is_opened_as_long_as_it_is_the_one_that_was_mapped() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+        // Not in the directory for temporary files, where mapping code may be forbidden.
+        let ours = std::env::current_exe().unwrap();
+        let name = format!("replaced-library-{}", std::process::id());
+        let directory = ours.with_file_name(name);
+        fs::create_dir(&directory).unwrap();
+        let (path, other) = (directory.join("a.so"), directory.join("b.so"));
+        fs::write(&path, [0; 5000]).unwrap();
+        fs::write(&other, [0; 5000]).unwrap();
+        let file = fs::File::open(&path).unwrap();
+        // SAFETY: Nobody writes to it, and nobody executes it.
+        let _map = unsafe { memmap2::MmapOptions::new().map_exec(&file) }.unwrap();
+        let pid = std::process::id();
+        let libraries = Library::of(pid);
+        let library = libraries.iter().find(|library| library.name == path);
+        let library = library.unwrap();
+        assert!(library.open_file().is_ok());
+
+        fs::rename(&other, &path).unwrap();
+        assert!(library.open_file().is_err());
+        fs::remove_file(&path).unwrap();
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        // Who opens a FIFO waits for a writer.
+        assert!(library.open_file().is_err());
+        if let Some(again) = library.look_again(pid) {
+            assert_eq!(again.identity, Identity::of(&file.metadata().unwrap()));
+            assert!(again.open_file().is_ok());
+        }
+        fs::remove_dir_all(&directory).unwrap();
     }
 }

@@ -470,7 +470,7 @@ fn own_sockets(
             )?);
         }
         if let Some(target) = target {
-            let path = target.executable.descriptor_path();
+            let path = target.executable.path_to_probe()?;
             let place = format!("the entry point at file offset {}", target.entry);
             let attach = || kind.attach(&programs.start_target, None, &path, &[target.entry], None);
             links.extend(attach_link(&place, attach)?);

@@ -208,7 +208,7 @@ pub(crate) fn attach_all(
     pid: Option<u32>,
     cookie: Option<u64>,
 ) -> Result<Vec<Link>, Error> {
-    let path = executable.descriptor_path();
+    let path = executable.path_to_probe()?;
     let mut attached = Vec::new();
     for placed in placements {
         let name = placed.program;

@@ -75,7 +75,7 @@ pub fn rehearse_uprobes(keys: bool) -> Result<UprobeSupport, Error> {
     let program = program.ok_or_else(|| Error::Load {
         reason: "the object has no programs".into(),
     })?;
-    let path = ourselves.descriptor_path();
+    let path = ourselves.path_to_probe()?;
     let (links, log) = libbpf_log::listen(|| kind.attach(&program, None, &path, &[entry], None));
     links.map_err(|error| attach_error("our own entry point".into(), entry, kind, &error, &log))?;
     Ok(UprobeSupport {
@@ -86,10 +86,10 @@ pub fn rehearse_uprobes(keys: bool) -> Result<UprobeSupport, Error> {
 }
 
 fn entry_point(executable: &Executable) -> Result<FileOffset, Error> {
-    let bytes = executable.map()?;
-    let entry = gobin::elf::Elf::parse(&bytes)
-        .ok()
-        .and_then(|elf| elf.file_offset(elf.entry()));
+    let entry = executable.read(|bytes| {
+        let elf = gobin::elf::Elf::parse(bytes).ok()?;
+        elf.file_offset(elf.entry())
+    })?;
     entry.ok_or_else(|| Error::System {
         what: "finding our own entry point",
         reason: io::ErrorKind::InvalidData.into(),

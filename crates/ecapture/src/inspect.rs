@@ -20,7 +20,7 @@ use crate::pipeline::Destination;
 pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
     let executable = Executable::open(&args.path)?;
     let wrong_executable = |error| Failure::executable(executable.name(), error);
-    let analysis = gobin::analyze(&executable.map()?).map_err(wrong_executable)?;
+    let analysis = executable.read(gobin::analyze)?.map_err(wrong_executable)?;
     let path = executable.name().to_string_lossy();
     let report = match args.format {
         Format::Text => text(&path, &analysis),

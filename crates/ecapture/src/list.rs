@@ -155,19 +155,28 @@ struct Verdicts(HashMap<(Identity, i128), Option<Verdict>>);
 impl Verdicts {
     /// `None` if it is no Go program, or is gone.
     fn of(&mut self, process: &ProcessInfo) -> Option<Verdict> {
-        self.0
-            .entry((process.identity, process.changed_ns))
-            .or_insert_with(|| {
-                let executable = Executable::of_process(&process.open().ok()?).ok()?;
-                verdict(gobin::analyze(&executable.map().ok()?))
-            })
-            .clone()
+        let file = (process.identity, process.changed_ns);
+        if let Some(verdict) = self.0.get(&file) {
+            return verdict.clone();
+        }
+        let executable = Executable::of_process(&process.open().ok()?).ok()?;
+        // It may have begun to execute another one.
+        if !executable.is(process.identity, process.changed_ns) {
+            return None;
+        }
+        let verdict = verdict(executable.read(gobin::analyze).ok()?);
+        self.0.entry(file).or_insert(verdict).clone()
     }
 
     fn of_library(&mut self, library: &Library) -> Option<Verdict> {
+        let file = (library.identity, library.changed_ns);
+        if let Some(verdict) = self.0.get(&file) {
+            return verdict.clone();
+        }
+        let analysis = analyze_library(&library.open_file().ok()?).ok()?;
         self.0
-            .entry((library.identity, library.changed_ns))
-            .or_insert_with(|| verdict(analyze_library(&library.open_file().ok()?)?))
+            .entry(file)
+            .or_insert(analysis.and_then(verdict))
             .clone()
     }
 }

@@ -18,7 +18,7 @@ impl GoFile {
     /// Analyses a library; `None` if there is no Go code in it that speaks TLS.
     pub(crate) fn of_library(library: &Library) -> Option<Self> {
         let executable = library.open_file().ok()?;
-        let analysis = analyze_library(&executable)?.ok()?;
+        let analysis = analyze_library(&executable).ok()??.ok()?;
         let has_tls = analysis.packages().next().is_some();
         has_tls.then_some(Self {
             executable,
@@ -40,10 +40,13 @@ impl GoFile {
 }
 
 /// What is in a library; `None` if it is not Go's.
-pub(crate) fn analyze_library(library: &Executable) -> Option<Result<Analysis, Error>> {
-    let bytes = library.map().ok()?;
-    let elf = gobin::elf::Elf::parse(&bytes).ok()?;
-    gobin::has_go_sections(&elf).then(|| gobin::analyze(&bytes))
+pub(crate) fn analyze_library(
+    library: &Executable,
+) -> Result<Option<Result<Analysis, Error>>, capture::Error> {
+    library.read(|bytes| {
+        let elf = gobin::elf::Elf::parse(bytes).ok()?;
+        gobin::has_go_sections(&elf).then(|| gobin::analyze(bytes))
+    })
 }
 
 /// The files with Go code of a program: its executable, unless that has none, and libraries that its
@@ -52,7 +55,7 @@ pub(crate) fn go_files(
     executable: Executable,
     process: Option<&Process>,
 ) -> Result<Vec<GoFile>, Failure> {
-    let analysis = gobin::analyze(&executable.map()?);
+    let analysis = executable.read(gobin::analyze)?;
     let libraries = process.map_or_else(Vec::new, |process| Library::of(process.pid()));
     let mut files: Vec<_> = libraries.iter().filter_map(GoFile::of_library).collect();
     match analysis {

@@ -1,7 +1,10 @@
 //! Which executables are captured, and which processes run them: each file is analysed once and attached
 //! to once, however many processes run it, and released when the last one has ended.
 
+use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -28,6 +31,9 @@ const LINGER: Duration = Duration::from_secs(2);
 
 /// What is known of so many files is remembered.
 const REMEMBERED_MAX: usize = 16384;
+
+/// So often a file is looked at that turns out to be another one, or to have changed, each time.
+pub(crate) const LOOKS_MAX: usize = 3;
 
 /// How many files other parts of the program may have open.
 const OTHER_FILES: usize = 512;
@@ -98,6 +104,22 @@ pub(crate) struct Candidate<'a> {
     /// Whether one that was held still is: asked once everything is in place.
     pub(crate) still_held: &'a dyn Fn() -> bool,
 }
+
+/// What came of looking at a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It is captured, or might be meant another time.
+    Done,
+    /// Nobody is meant who executes this file.
+    NoInterest,
+    /// What it executes is not the file any more that it was said to be, or has changed meanwhile: has to be
+    /// looked at anew.
+    FileChanged,
+}
+
+/// A file that is not the one any more that was to be looked at, or has changed meanwhile.
+#[derive(Debug)]
+struct FileChanged;
 
 /// What the capture came to, for the summary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -179,7 +201,7 @@ impl Programs {
         for path in self.selectors.executables.clone() {
             let executable = Executable::open(&path)?;
             let (plans, refusals) =
-                plan(&executable, self.take).map_err(|error| Failure::executable(&path, error))?;
+                plan(&executable, self.take)?.map_err(|error| Failure::executable(&path, error))?;
             self.tell_of_packages(&executable, &refusals);
             let file = (executable.identity(), executable.changed_ns());
             self.known.insert(file, Known::Program(plans));
@@ -236,20 +258,34 @@ impl Programs {
     ) {
         let file = (program.identity, program.changed_ns);
         if self.selectors.may_mean(program) {
-            self.learn(file, open, plan);
-            if matches!(self.known.get(&file), Some(Known::Program(_))) {
+            // Of one that has changed since nothing can be said.
+            let learned = self.learn(file, open, plan);
+            if learned.is_ok() && matches!(self.known.get(&file), Some(Known::Program(_))) {
                 self.missed.count(&program.executable, unheld);
             }
         }
     }
 
     fn look_at(&mut self, process: &ProcessInfo, seen: Seen) {
-        self.consider(&Candidate {
-            process,
-            seen,
-            open: &|| Executable::of_process(&process.open().ok()?).ok(),
-            still_held: &|| false,
-        });
+        let mut process = Cow::Borrowed(process);
+        for _ in 0..LOOKS_MAX {
+            let outcome = self.consider(&Candidate {
+                process: &process,
+                seen,
+                open: &|| Executable::of_process(&process.open().ok()?).ok(),
+                still_held: &|| false,
+            });
+            if outcome != Outcome::FileChanged {
+                return;
+            }
+            match ProcessInfo::of(process.pid) {
+                Ok(Some(newer)) => process = Cow::Owned(newer),
+                // It has ended, or we may not look.
+                Ok(None) | Err(_) => return self.ended(process.pid),
+            }
+        }
+        self.totals.refused += 1;
+        self.refuse(&process, "its file changes again and again");
     }
 
     /// A process has mapped a file executable.
@@ -281,13 +317,55 @@ impl Programs {
     /// Captures from a library that a process has mapped if it is meant and can be. Whether there is Go
     /// code in it.
     fn consider_library(&mut self, process: &ProcessInfo, library: &Library, seen: Seen) -> bool {
+        let mut library = Cow::Borrowed(library);
+        for _ in 0..LOOKS_MAX {
+            if let Ok(has_go) = self.try_library(process, &library, seen) {
+                return has_go;
+            }
+            match library.look_again(process.pid) {
+                Some(newer) => library = Cow::Owned(newer),
+                // No longer mapped; nobody knows what it was.
+                None => return true,
+            }
+        }
+        let container = Container::of(process);
+        let container = container.as_ref();
+        if self
+            .selectors
+            .matches_with(process, container, Some(&library))
+        {
+            self.totals.refused += 1;
+            let name = library.name.display();
+            self.refuse(
+                process,
+                &format!("its library {name} changes again and again"),
+            );
+        }
+        true
+    }
+
+    fn try_library(
+        &mut self,
+        process: &ProcessInfo,
+        library: &Library,
+        seen: Seen,
+    ) -> Result<bool, FileChanged> {
         let file = (library.identity, library.changed_ns);
-        let open = || library.open_file().ok();
-        self.learn(file, &open, plan_library);
+        let is_gone = Cell::new(false);
+        let open = || match library.open_file() {
+            Ok(executable) => Some(executable),
+            Err(error) => {
+                is_gone.set(error.kind() == ErrorKind::NotFound);
+                None
+            }
+        };
+        self.learn(file, &open, plan_library)?;
         match self.known.get(&file) {
             Some(Known::Program(_) | Known::Refused { .. }) => {}
-            Some(Known::Nothing) => return false,
-            None => return true,
+            Some(Known::Nothing) => return Ok(false),
+            None if is_gone.get() => return Err(FileChanged),
+            // It can't be opened.
+            None => return Ok(true),
         }
         let is_captured = |tracked: &Tracked| tracked.captured.contains(&file);
         let container = Container::of(process);
@@ -296,7 +374,7 @@ impl Programs {
                 .selectors
                 .matches_with(process, container.as_ref(), Some(library));
         if !meant || self.processes.get(&process.pid).is_some_and(is_captured) {
-            return true;
+            return Ok(true);
         }
         if let Some(Known::Program(_)) = self.known.get(&file) {
             self.places.set(process.pid, container);
@@ -306,38 +384,52 @@ impl Programs {
                 open: &open,
                 still_held: &|| false,
             };
-            self.begin(&candidate, file);
+            self.begin(&candidate, file)?;
+            if is_gone.get() {
+                return Err(FileChanged);
+            }
         } else {
             self.tell_refusal(process, file);
         }
-        true
+        Ok(true)
     }
 
-    /// Captures from a process if it is meant and can be. Whether it might be meant another time if it is
-    /// not now.
-    pub(crate) fn consider(&mut self, candidate: &Candidate<'_>) -> bool {
+    /// Captures from a process if it is meant and can be.
+    pub(crate) fn consider(&mut self, candidate: &Candidate<'_>) -> Outcome {
+        let outcome = self.try_process(candidate);
+        outcome.unwrap_or(Outcome::FileChanged)
+    }
+
+    fn try_process(&mut self, candidate: &Candidate<'_>) -> Result<Outcome, FileChanged> {
         let Candidate { process, seen, .. } = *candidate;
         let file = (process.identity, process.changed_ns);
         if seen != Seen::Held && self.is_tracked(process, file) {
-            return true;
+            return Ok(Outcome::Done);
         }
         let container = Container::of(process);
         let meant = process.pid != std::process::id()
             && self.selectors.matches(process, container.as_ref());
         if !meant && seen != Seen::Held {
-            return true;
+            return Ok(Outcome::Done);
         }
-        self.learn(file, candidate.open, plan);
+        self.learn(file, candidate.open, plan)?;
         match self.known.get(&file) {
             Some(Known::Program(_)) if meant => {
                 self.places.set(process.pid, container);
-                self.begin(candidate, file);
+                self.begin(candidate, file)?;
             }
             Some(Known::Refused { .. }) if meant => self.tell_refusal(process, file),
-            Some(Known::Program(_)) => return self.selectors.are_about_processes(),
-            _ => return false,
+            Some(Known::Program(_)) if self.selectors.are_about_processes() => {
+                return Ok(Outcome::Done);
+            }
+            // It can't be opened now.
+            None => return Ok(Outcome::Done),
+            _ => return Ok(Outcome::NoInterest),
         }
-        !matches!(self.known.get(&file), Some(Known::Refused { .. }))
+        Ok(match self.known.get(&file) {
+            Some(Known::Refused { .. }) => Outcome::NoInterest,
+            _ => Outcome::Done,
+        })
     }
 
     /// Whether this process is captured already. If it has begun to execute something else than we
@@ -362,52 +454,64 @@ impl Programs {
         }
     }
 
-    /// Analyses a file, unless that has been done.
+    /// Analyses a file, unless that has been done. It is not known then if it could not be opened.
     fn learn(
         &mut self,
         file: FileKey,
         open: &dyn Fn() -> Option<Executable>,
-        plan: fn(&Executable, Take) -> Result<Planned, gobin::Error>,
-    ) {
+        plan: fn(&Executable, Take) -> PlanResult,
+    ) -> Result<(), FileChanged> {
         if self.known.contains_key(&file) {
-            return;
+            return Ok(());
         }
-        let Some(executable) = open() else { return };
+        let Some(executable) = open_same(file, open)? else {
+            return Ok(());
+        };
+        let refused_because = |reason: String| Known::Refused {
+            reason,
+            told: false,
+        };
         let known = match plan(&executable, self.take) {
-            Ok((plans, refusals)) => {
+            Ok(Ok((plans, refusals))) => {
                 self.tell_of_packages(&executable, &refusals);
                 Known::Program(plans)
             }
-            Err(error) if is_go(&error) || refused(&error).is_some() => Known::Refused {
-                reason: error.to_string(),
-                told: false,
-            },
-            Err(_) => Known::Nothing,
+            Ok(Err(error)) if is_go(&error) || refused(&error).is_some() => {
+                refused_because(error.to_string())
+            }
+            Ok(Err(_)) => Known::Nothing,
+            Err(capture::Error::Changed { .. }) => return Err(FileChanged),
+            Err(error) => refused_because(error.to_string()),
         };
         if self.known.len() >= REMEMBERED_MAX {
             let attached = &self.attached;
             self.known.retain(|file, _| attached.contains_key(file));
         }
         self.known.insert(file, known);
+        Ok(())
     }
 
     /// Captures from a process.
-    fn begin(&mut self, candidate: &Candidate<'_>, file: FileKey) {
+    fn begin(&mut self, candidate: &Candidate<'_>, file: FileKey) -> Result<(), FileChanged> {
         let Candidate { process, seen, .. } = *candidate;
         let is_new = !self.attached.contains_key(&file);
         let mut name = process.executable.clone();
         if is_new {
-            let Some(executable) = (candidate.open)() else {
-                return;
+            let Some(executable) = open_same(file, candidate.open)? else {
+                return Ok(());
             };
             // Of a library it is another.
             name = executable.name().to_owned();
-            if let Err(error) = self.attach(file, &executable) {
-                let reason = error.to_string();
-                let told = false;
-                self.known.insert(file, Known::Refused { reason, told });
-                self.tell_refusal(process, file);
-                return;
+            match self.attach(file, &executable) {
+                Ok(()) => {}
+                Err(capture::Error::Changed { .. }) => return Err(FileChanged),
+                Err(error) => {
+                    let reason = error.to_string();
+                    let told = false;
+                    self.known.insert(file, Known::Refused { reason, told });
+                    self.tell_refusal(process, file);
+                    return Ok(());
+                }
             }
         }
         self.track(process, file, seen);
@@ -428,6 +532,7 @@ impl Programs {
             };
             (self.say)(&format!("also capturing {name} (pid {}){how}", process.pid));
         }
+        Ok(())
     }
 
     /// Says once why a file can't be captured.
@@ -591,17 +696,31 @@ impl AsFd for Programs {
     }
 }
 
+/// Opens a file: what is known of one must never be applied to another. `None` if it can't be opened.
+fn open_same(
+    (identity, changed_ns): FileKey,
+    open: &dyn Fn() -> Option<Executable>,
+) -> Result<Option<Executable>, FileChanged> {
+    match open() {
+        Some(executable) if !executable.is(identity, changed_ns) => Err(FileChanged),
+        opened => Ok(opened),
+    }
+}
+
 /// Plans, and why packages are left out.
 type Planned = (FilePlans, Vec<gobin::Error>);
 
-fn plan(executable: &Executable, take: Take) -> Result<Planned, gobin::Error> {
-    let bytes = executable.map().map_err(|_| gobin::Error::NotGo)?;
-    plan_analyzed(&gobin::analyze(&bytes)?, take)
+/// The outer error is for reading the file, the inner one for what is in there.
+type PlanResult = Result<Result<Planned, gobin::Error>, capture::Error>;
+
+fn plan(executable: &Executable, take: Take) -> PlanResult {
+    let analysis = executable.read(gobin::analyze)?;
+    Ok(analysis.and_then(|analysis| plan_analyzed(&analysis, take)))
 }
 
-fn plan_library(library: &Executable, take: Take) -> Result<Planned, gobin::Error> {
-    let analysis = analyze_library(library).unwrap_or(Err(gobin::Error::NotGo))?;
-    plan_analyzed(&analysis, take)
+fn plan_library(library: &Executable, take: Take) -> PlanResult {
+    let analysis = analyze_library(library)?.unwrap_or(Err(gobin::Error::NotGo));
+    Ok(analysis.and_then(|analysis| plan_analyzed(&analysis, take)))
 }
 
 fn plan_analyzed(analysis: &Analysis, take: Take) -> Result<Planned, gobin::Error> {
@@ -622,4 +741,119 @@ fn is_go(error: &gobin::Error) -> bool {
             | Error::AbiMismatch { .. }
             | Error::NamesNotFound
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::path::Path;
+    use std::process::Command;
+
+    use capture::{Filters, Options, Selection, SetOptions, Taking};
+    use xtask::matrix::{GoRelease, Program, Variant, binary};
+    use xtask::process::Child;
+
+    use super::*;
+
+    fn programs() -> Programs {
+        let set = SetOptions {
+            options: Options {
+                filters: Filters::default(),
+                bytes_per_call: None,
+                goroutines: false,
+                ring_kib: 64,
+                uprobes: None,
+            },
+            taking: Taking::Plaintext,
+            selection: Selection::EveryProcess,
+            objects: None,
+        };
+        let probes = ProbeSet::new(&set)
+            .unwrap_or_else(|error| panic!("needs root: run `cargo xtask test` ({error})"));
+        let take = Take::Plaintext(ReadSitePreference::Auto);
+        let places = KnownPlaces::default();
+        Programs::new(probes, Selectors::default(), take, places, |_| {}).unwrap()
+    }
+
+    /// A process as if it executed this file.
+    fn process_of(process: &Child, executable: &Executable) -> ProcessInfo {
+        ProcessInfo {
+            identity: executable.identity(),
+            changed_ns: executable.changed_ns(),
+            ..ProcessInfo::of(process.pid()).unwrap().unwrap()
+        }
+    }
+
+    #[test]
+    #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+    fn what_is_known_of_a_file_is_applied_to_no_other() {
+        let path = |release| binary(release, Variant::Default, Program::Exchange).unwrap();
+        let (path, other_path) = (path(GoRelease::Go1_24), path(GoRelease::Go1_26));
+        let open = |path: &Path| Executable::open(path).ok();
+        let sleeping = Child::spawn(Command::new("sleep").arg("600")).unwrap();
+        let executable = open(&path).unwrap();
+        let process = process_of(&sleeping, &executable);
+        let file = (executable.identity(), executable.changed_ns());
+        let mut programs = programs();
+        let mut consider = |open: &dyn Fn() -> Option<Executable>| {
+            let outcome = programs.consider(&Candidate {
+                process: &process,
+                seen: Seen::Running,
+                open,
+                still_held: &|| false,
+            });
+            let is_known = programs.known.contains_key(&file);
+            (outcome, is_known, programs.probes.sites() > 0)
+        };
+
+        let replaced = consider(&|| open(&other_path));
+        assert_eq!(replaced, (Outcome::FileChanged, false, false));
+        let opened = Cell::new(false);
+        let replaced_after_analysis = consider(&|| {
+            let is_second = opened.replace(true);
+            open(if is_second { &other_path } else { &path })
+        });
+        assert_eq!(replaced_after_analysis, (Outcome::FileChanged, true, false));
+        assert_eq!(consider(&|| open(&path)), (Outcome::Done, true, true));
+    }
+
+    #[test]
+    #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+    fn a_file_that_changes_while_it_is_looked_at_is_not_probed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("changing");
+        let original = binary(GoRelease::Go1_24, Variant::Default, Program::Exchange);
+        std::fs::copy(original.unwrap(), &path).unwrap();
+        let sleeping = Child::spawn(Command::new("sleep").arg("600")).unwrap();
+        let open = || Executable::open(&path).ok();
+        let change = || {
+            let mut file = std::fs::File::options().append(true).open(&path).unwrap();
+            file.write_all(b"more").unwrap();
+        };
+        let mut programs = programs();
+        let mut consider = |open: &dyn Fn() -> Option<Executable>| {
+            let process = process_of(&sleeping, &Executable::open(&path).unwrap());
+            let outcome = programs.consider(&Candidate {
+                process: &process,
+                seen: Seen::Running,
+                open,
+                still_held: &|| false,
+            });
+            (outcome, programs.known.len(), programs.probes.sites() > 0)
+        };
+
+        let changed = consider(&|| open().inspect(|_| change()));
+        assert_eq!(changed, (Outcome::FileChanged, 0, false));
+        let opened = Cell::new(false);
+        let changed_after_analysis = consider(&|| {
+            let is_second = opened.replace(true);
+            open().inspect(|_| {
+                if is_second {
+                    change()
+                }
+            })
+        });
+        assert_eq!(changed_after_analysis, (Outcome::FileChanged, 1, false));
+        assert_eq!(consider(&open), (Outcome::Done, 2, true));
+    }
 }

@@ -16,7 +16,7 @@ use trace::escape_name;
 use crate::failure::Failure;
 use crate::log;
 use crate::missed::Unheld;
-use crate::programs::{Candidate, Programs, Seen};
+use crate::programs::{Candidate, LOOKS_MAX, Outcome, Programs, Seen};
 use crate::session::Attached;
 
 /// How long programs that start, and files that are mapped, may wait to be heard of while there are many:
@@ -394,20 +394,25 @@ fn tell_of(program: &StartingProgram, is_held: bool, programs: &mut Programs) ->
         }
         return Verdict::GoOn;
     }
-    let Some(process) = program.process() else {
-        return Verdict::GoOn;
-    };
-    let is_of_interest = programs.consider(&Candidate {
-        process: &process,
-        seen: Seen::Held,
-        open: &open,
-        still_held: &|| program.is_held(),
-    });
-    if is_of_interest {
-        Verdict::GoOn
-    } else {
-        Verdict::Ignore
+    for _ in 0..LOOKS_MAX {
+        let Some(process) = program.process() else {
+            break;
+        };
+        let outcome = programs.consider(&Candidate {
+            process: &process,
+            seen: Seen::Held,
+            open: &open,
+            still_held: &|| program.is_held(),
+        });
+        match outcome {
+            Outcome::Done => break,
+            Outcome::NoInterest => return Verdict::Ignore,
+            // Nobody executes it yet, so it may still be written to.
+            Outcome::FileChanged => {}
+        }
     }
+    // If it has changed each time, it is looked at again when it has begun.
+    Verdict::GoOn
 }
 
 fn run(programs: &Mutex<Programs>, mut sources: Sources, stop: &OwnedFd) {
