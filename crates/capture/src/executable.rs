@@ -165,12 +165,25 @@ pub(crate) fn open_regular(path: &Path) -> io::Result<Result<File, FileType>> {
     if !file_type.is_file() {
         return Ok(Err(file_type));
     }
-    let file = File::options()
-        .read(true)
-        // Not to wait for somebody who has a lease on it.
-        .custom_flags(OFlags::NONBLOCK.bits() as i32)
-        .open(descriptor_path(&place))?;
-    Ok(Ok(file))
+    let file = match open_at_once(&descriptor_path(&place)) {
+        // In a chroot without /proc, where nothing can be captured, but inspected: the path has to do.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => open_at_once(path)?,
+        result => result?,
+    };
+    let file_type = file.metadata()?.file_type();
+    Ok(if file_type.is_file() {
+        Ok(file)
+    } else {
+        Err(file_type)
+    })
+}
+
+/// Not to wait for somebody who has a lease on it, or writes to a FIFO.
+fn open_at_once(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let mut options = File::options();
+    options.read(true).custom_flags(flags.bits() as i32);
+    options.open(path)
 }
 
 /// The time of the last change of a file's content or attributes, in ns since 1970.
