@@ -59,9 +59,9 @@ pub fn run(bytes: &[u8]) {
     let total = Budget::new(LIMITS.total);
     let mut exchanges = Exchanges::new(LIMITS, &total, Arc::new(Redaction::default()));
     let mut outputs = Outputs::new();
-    let mut now = Time(0);
+    let mut now = Time::at(0, 0);
     let mut feed = |event: HttpEvent<'_>| {
-        now.0 += 333_000_000;
+        now = Time::at(now.wall_ns + 333_000_000, 0);
         let mut sink = |notice: Notice<'_>| {
             check(&notice);
             show(&notice, now, &mut outputs);
@@ -152,7 +152,7 @@ fn check(notice: &Notice<'_>) {
 
 fn show(notice: &Notice<'_>, now: Time, outputs: &mut Outputs) {
     let http = Http {
-        time: Timestamp(now.0),
+        time: Timestamp(now.wall_ns),
         pid: 1,
         comm: b"fuzz",
         connection: 1,

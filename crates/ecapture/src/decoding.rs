@@ -74,7 +74,10 @@ impl<S: Sink> Events<S> {
         let tracker = &mut self.tracker;
         match &mut self.way {
             Way::Straight(sink) => tracker.record(record, realtime_offset_ns, sink.as_mut()),
-            Way::Decoded(sink) => tracker.record(record, realtime_offset_ns, sink.as_mut()),
+            Way::Decoded(sink) => {
+                sink.set_realtime_offset(realtime_offset_ns);
+                tracker.record(record, realtime_offset_ns, sink.as_mut())
+            }
         }
     }
 

@@ -8,14 +8,27 @@ use crate::event::{Field, RequestHead, ResponseHead, Side, StreamId, Trouble};
 use crate::grpc::Grpc;
 use crate::media::Kind;
 
-/// A point in time: ns since some beginning, the same for all of a run.
+/// A point in time by two clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Time(pub i64);
+pub struct Time {
+    /// ns by a clock that nobody sets, since some beginning, the same for all of a run.
+    pub clock_ns: i64,
+    /// ns by the wall clock, since 1970-01-01 UTC.
+    pub wall_ns: i64,
+}
 
 impl Time {
-    /// How many ns lie between an earlier point and this one.
+    /// The point at `wall_ns` by the wall clock, which is `realtime_offset_ns` ahead of the other one.
+    pub fn at(wall_ns: i64, realtime_offset_ns: i64) -> Self {
+        Self {
+            clock_ns: wall_ns.saturating_sub(realtime_offset_ns),
+            wall_ns,
+        }
+    }
+
+    /// How many ns lie between an earlier point and this one, whatever the wall clock was set to meanwhile.
     pub fn since(self, earlier: Self) -> u64 {
-        u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0)
+        u64::try_from(self.clock_ns.saturating_sub(earlier.clock_ns)).unwrap_or(0)
     }
 }
 

@@ -181,7 +181,7 @@ impl Exchanges {
                     self.ended.insert(stream);
                     return None;
                 };
-                let latest = open.exchange.latest().unwrap_or(Time(0));
+                let latest = open.exchange.latest().unwrap_or(Time::at(0, 0));
                 self.finish(latest, oldest, Ending::Displaced, sink);
                 self.ended.insert(oldest);
             };

@@ -56,7 +56,9 @@ pub struct Conversations<S> {
     /// By number.
     connections: LruCache<u64, Box<Connection>>,
     held: usize,
-    last_tick: Timestamp,
+    /// From the records' clock to the wall clock.
+    realtime_offset_ns: i64,
+    last_tick: Option<Time>,
 }
 
 /// A connection that is followed.
@@ -88,7 +90,7 @@ impl<S: Sink> Conversations<S> {
     pub const HELD_MAX: usize = 128 << 20;
 
     /// How often those exchanges are looked for that have been going on for a while, in ns.
-    const TICK: i64 = 1_000_000_000;
+    const TICK: u64 = 1_000_000_000;
 
     /// Hands everything on to `sink`.
     pub fn new(sink: S, options: ConversationOptions) -> Self {
@@ -103,7 +105,8 @@ impl<S: Sink> Conversations<S> {
             budget: Budget::new(options.limits.total),
             connections,
             held: 0,
-            last_tick: Timestamp(0),
+            realtime_offset_ns: 0,
+            last_tick: None,
         }
     }
 
@@ -117,13 +120,25 @@ impl<S: Sink> Conversations<S> {
         &mut self.sink
     }
 
+    /// What separates the records' clock from the wall clock, from the next event on: durations don't
+    /// change with it, when somebody sets the wall clock.
+    pub fn set_realtime_offset(&mut self, realtime_offset_ns: i64) {
+        self.realtime_offset_ns = realtime_offset_ns;
+    }
+
+    fn time(&self, timestamp: Timestamp) -> Time {
+        Time::at(timestamp.0, self.realtime_offset_ns)
+    }
+
     /// Announces exchanges that have been going on for a while; does so at most once a second, and says
     /// whether it did.
     pub fn tick(&mut self, now: Timestamp) -> io::Result<bool> {
-        if now.0.saturating_sub(self.last_tick.0) < Self::TICK {
+        let time = self.time(now);
+        let ticked = |last: Time| time.since(last) < Self::TICK;
+        if self.last_tick.is_some_and(ticked) {
             return Ok(false);
         }
-        self.last_tick = now;
+        self.last_tick = Some(time);
         for (number, connection) in &mut self.connections {
             let Connection {
                 pid,
@@ -137,7 +152,7 @@ impl<S: Sink> Conversations<S> {
             }
             let mut out = Out::new(&mut self.sink, now, *pid, comm, *number);
             out.requests = *requests;
-            exchanges.tick(Time(now.0), &mut |notice| out.notice(&notice));
+            exchanges.tick(time, &mut |notice| out.notice(&notice));
             out.result?;
         }
         Ok(true)
@@ -287,6 +302,7 @@ impl<S: Sink> Conversations<S> {
         call: Option<&Data<'_>>,
         feed: impl FnOnce(&mut Conversation, &mut dyn FnMut(ConversationEvent<'_>)),
     ) -> io::Result<()> {
+        let at = self.time(time);
         let Some(connection) = self.connections.get_mut(&number) else {
             return Ok(());
         };
@@ -304,7 +320,7 @@ impl<S: Sink> Conversations<S> {
         feed(conversation, &mut |event| match event {
             ConversationEvent::Protocol(_, role) => out.requests = requests(role),
             ConversationEvent::Http(event) => {
-                exchanges.event(Time(time.0), event, &mut |notice| out.notice(&notice));
+                exchanges.event(at, event, &mut |notice| out.notice(&notice));
             }
             ConversationEvent::Raw(..) | ConversationEvent::RawMissing(..) => raw = true,
         });
@@ -360,6 +376,7 @@ impl<S: Sink> Conversations<S> {
 
     /// Follows a connection no longer.
     fn end(&mut self, number: u64, time: Timestamp, ending: Ending) -> io::Result<()> {
+        let at = self.time(time);
         let Some(mut connection) = self.connections.pop(&number) else {
             return Ok(());
         };
@@ -380,11 +397,11 @@ impl<S: Sink> Conversations<S> {
         if over || conversation.protocol() == Some(Protocol::Http2) {
             conversation.close(&mut |event| {
                 if let ConversationEvent::Http(event) = event {
-                    exchanges.event(Time(time.0), event, &mut |notice| out.notice(&notice));
+                    exchanges.event(at, event, &mut |notice| out.notice(&notice));
                 }
             });
         }
-        exchanges.close(Time(time.0), ending, &mut |notice| out.notice(&notice));
+        exchanges.close(at, ending, &mut |notice| out.notice(&notice));
         out.result
     }
 }
@@ -471,7 +488,7 @@ impl<'a, S: Sink> Out<'a, S> {
             _ => None,
         };
         self.result = self.sink.event(&Event::Http(Http {
-            time: began.map_or(self.time, |Time(ns)| Timestamp(ns)),
+            time: began.map_or(self.time, |began| Timestamp(began.wall_ns)),
             pid: self.pid,
             comm: self.comm,
             connection: self.connection,

@@ -323,7 +323,7 @@ fn lossy_cow(bytes: Cow<'_, [u8]>) -> Cow<'_, str> {
 
 fn time<S: Serializer>(time: &Option<Time>, serializer: S) -> Result<S::Ok, S::Error> {
     match time {
-        Some(Time(ns)) => serializer.serialize_str(&rfc3339(*ns)),
+        Some(time) => serializer.serialize_str(&rfc3339(time.wall_ns)),
         None => serializer.serialize_none(),
     }
 }

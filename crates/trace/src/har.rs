@@ -211,11 +211,11 @@ struct GrpcMessage {
 
 impl<'a> Entry<'a> {
     fn new(http: &Http<'a>, exchange: &'a Exchange) -> Self {
-        let began = exchange.began().unwrap_or(Time(http.time.0));
+        let began = exchange.began().unwrap_or(Time::at(http.time.0, 0));
         let timings = Timings::new(exchange);
         let web_socket = exchange.is_web_socket();
         Self {
-            started_date_time: rfc3339(began.0),
+            started_date_time: rfc3339(began.wall_ns),
             time: timings.send + timings.wait + timings.receive,
             request: Request::new(&exchange.request),
             response: Response::new(&exchange.response),
@@ -369,7 +369,7 @@ impl<'a> WebSocketMessage<'a> {
         let content = message.body.content();
         Some(Self {
             direction: direction(message.side),
-            time: message.time.0 as f64 / 1e9,
+            time: message.time.wall_ns as f64 / 1e9,
             opcode,
             data: match message.kind {
                 MessageKind::Text => lossy(content),
@@ -383,7 +383,7 @@ impl GrpcMessage {
     fn new(message: &Message) -> Option<Self> {
         (message.kind == MessageKind::Grpc).then(|| Self {
             direction: direction(message.side),
-            time: message.time.0 as f64 / 1e9,
+            time: message.time.wall_ns as f64 / 1e9,
             length: message.body.length,
             data: STANDARD.encode_to_string(message.body.content()),
         })

@@ -1,6 +1,7 @@
 //! Plaintext in, conversations out: as text, as JSON lines and as HAR.
 
 use events::Direction;
+use protocol::Notice;
 use serde_json::Value;
 use trace::{
     ConversationOptions, Conversations, Data, Event, HarSink, JsonSink, LineType, Palette,
@@ -32,25 +33,35 @@ fn fed<S: Sink>(
     for &(connection, direction, payload) in calls {
         time.0 += 1_500_000;
         let offset = offsets.entry((connection, direction)).or_insert(0);
-        let data = Data {
-            time,
-            pid: 42,
-            tid: 43,
-            comm: b"server",
-            connection,
-            direction,
-            stream_offset: *offset,
-            call_length: payload.len() as u64,
-            call_offset: 0,
-            truncated: 0,
-            goroutine: None,
-            payload,
-        };
+        let data = call(time, connection, direction, *offset, payload);
         *offset += payload.len() as u64;
-        conversations.event(&Event::Data(data)).unwrap();
+        conversations.event(&data).unwrap();
     }
     conversations.finish(time).unwrap();
     conversations
+}
+
+fn call(
+    time: Timestamp,
+    connection: u64,
+    direction: Direction,
+    stream_offset: u64,
+    payload: &[u8],
+) -> Event<'_> {
+    Event::Data(Data {
+        time,
+        pid: 42,
+        tid: 43,
+        comm: b"server",
+        connection,
+        direction,
+        stream_offset,
+        call_length: payload.len() as u64,
+        call_offset: 0,
+        truncated: 0,
+        goroutine: None,
+        payload,
+    })
 }
 
 fn calls() -> Vec<(u64, Direction, &'static [u8])> {
@@ -187,5 +198,56 @@ fn har_files_follow_the_schema() {
         let mut wrong = har.clone();
         wrong["log"]["entries"][0]["unknown"] = 1.into();
         assert!(!validator.is_valid(&wrong));
+    }
+}
+
+/// Which exchanges were announced, and how long those took that ended, in ns.
+#[derive(Default)]
+struct Lasting {
+    began: Vec<i64>,
+    took: Vec<Option<u64>>,
+}
+
+impl Sink for Lasting {
+    fn event(&mut self, event: &Event<'_>) -> std::io::Result<()> {
+        if let Event::Http(http) = event {
+            match http.notice {
+                Notice::Began(_) => self.began.push(http.time.0),
+                Notice::Finished(exchange) => self.took.push(exchange.duration()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// An exchange is announced after a second, and takes as long as it does, whatever the wall clock is set to
+/// meanwhile.
+#[test]
+fn steps_of_the_clock_change_times_and_no_durations() {
+    const SECOND: i64 = 1_000_000_000;
+    const BEGIN: i64 = 1_795_379_103 * SECOND;
+
+    for step in [-3600 * SECOND, 0, 3600 * SECOND] {
+        let mut conversations =
+            Conversations::new(Lasting::default(), ConversationOptions::default());
+        conversations.set_realtime_offset(BEGIN);
+        assert!(conversations.tick(Timestamp(BEGIN)).unwrap());
+        let request = call(Timestamp(BEGIN), 1, Direction::Read, 0, UNANSWERED);
+        conversations.event(&request).unwrap();
+
+        let after = |seconds| Timestamp(BEGIN + step + seconds * SECOND);
+        conversations.set_realtime_offset(BEGIN + step);
+        assert!(!conversations.tick(after(0)).unwrap(), "{step}");
+        assert!(conversations.tick(after(2)).unwrap(), "{step}");
+        assert_eq!(conversations.sink().began, [BEGIN], "{step}");
+        let response = b"HTTP/1.1 204 No Content\r\n\r\n";
+        let response = call(after(3), 1, Direction::Write, 0, response);
+        conversations.event(&response).unwrap();
+        assert_eq!(conversations.sink().took, [Some(3_000_000_000)], "{step}");
     }
 }

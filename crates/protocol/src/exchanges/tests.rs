@@ -36,7 +36,7 @@ impl Bench {
 
     fn event(&mut self, event: HttpEvent<'_>) -> &mut Self {
         self.now += 1_000_000;
-        let (now, log) = (Time(self.now), &mut self.log);
+        let (now, log) = (Time::at(self.now, 0), &mut self.log);
         self.exchanges
             .event(now, event, &mut |notice| log.push(described(&notice)));
         self
@@ -81,7 +81,7 @@ impl Bench {
     }
 
     fn close(&mut self, ending: Ending) -> &mut Self {
-        let (now, log) = (Time(self.now), &mut self.log);
+        let (now, log) = (Time::at(self.now, 0), &mut self.log);
         self.exchanges
             .close(now, ending, &mut |notice| log.push(described(&notice)));
         self
@@ -89,7 +89,7 @@ impl Bench {
 
     fn tick(&mut self, seconds: i64) -> &mut Self {
         self.now += seconds * 1_000_000_000;
-        let (now, log) = (Time(self.now), &mut self.log);
+        let (now, log) = (Time::at(self.now, 0), &mut self.log);
         self.exchanges
             .tick(now, &mut |notice| log.push(described(&notice)));
         self
@@ -190,12 +190,18 @@ fn times_are_those_of_heads_and_last_bytes() {
         .body(ONE, Side::Server, b"y");
     let mut found = None;
     let end = HttpEvent::End(ONE, Side::Server);
-    bench.exchanges.event(Time(9_000_000), end, &mut |notice| {
-        if let Notice::Finished(exchange) = notice {
-            found = Some((exchange.began(), exchange.latency(), exchange.duration()));
-        }
-    });
-    let expected = (Some(Time(1_000_000)), Some(1_000_000), Some(8_000_000));
+    bench
+        .exchanges
+        .event(Time::at(9_000_000, 0), end, &mut |notice| {
+            if let Notice::Finished(exchange) = notice {
+                found = Some((exchange.began(), exchange.latency(), exchange.duration()));
+            }
+        });
+    let expected = (
+        Some(Time::at(1_000_000, 0)),
+        Some(1_000_000),
+        Some(8_000_000),
+    );
     assert_eq!(found, Some(expected));
 }
 
@@ -308,7 +314,7 @@ fn the_outcome_of_a_grpc_call_is_in_its_trailers_or_its_only_head() {
         }
         let mut call = None;
         let end = HttpEvent::End(ONE, Side::Server);
-        bench.exchanges.event(Time(1), end, &mut |notice| {
+        bench.exchanges.event(Time::at(1, 0), end, &mut |notice| {
             if let Notice::Finished(exchange) = notice {
                 call = exchange.grpc.clone();
             }
@@ -388,7 +394,7 @@ fn header_values_are_masked_everywhere_and_decoding_still_works() {
     bench.event(HttpEvent::Trailers(ONE, Side::Server, trailers));
     let end = HttpEvent::End(ONE, Side::Server);
     let mut seen = String::new();
-    bench.exchanges.event(Time(1), end, &mut |notice| {
+    bench.exchanges.event(Time::at(1, 0), end, &mut |notice| {
         let Notice::Finished(exchange) = notice else {
             return;
         };
