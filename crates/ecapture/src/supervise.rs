@@ -1,5 +1,6 @@
 //! Waits for the reason to end: a signal, the time, the targets' end, or the output's.
 
+use std::fs;
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
@@ -20,14 +21,21 @@ pub(crate) enum End {
     OutputClosed,
 }
 
-/// Ctrl-C, SIGTERM and SIGHUP, as something to wait for instead of the end of the process.
+/// Ctrl-C, SIGTERM and SIGHUP, as something to wait for instead of the end of the process. Those that whoever
+/// started us has us ignore stay ignored: SIGHUP below nohup(1), SIGINT of a script's `command &`.
 #[derive(Debug)]
 pub(crate) struct Signals(UnixStream);
 
 impl Signals {
     pub(crate) fn catch() -> io::Result<Self> {
         let (receiver, sender) = UnixStream::pair()?;
+        let ignored = fs::read_to_string("/proc/self/status")?;
+        let ignored = ignored_signals(&ignored);
+        let is_ignored = |signal: i32| ignored >> (signal - 1) & 1 == 1;
         for signal in [SIGINT, SIGTERM, SIGHUP] {
+            if is_ignored(signal) {
+                continue;
+            }
             signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
         }
         receiver.set_nonblocking(true)?;
@@ -39,6 +47,13 @@ impl Signals {
         let mut seen = [0; 64];
         while matches!(self.0.read(&mut seen), Ok(count) if count > 0) {}
     }
+}
+
+/// The set of signals that the process ignores, by what proc(5) says of it: the lowest bit is signal 1.
+fn ignored_signals(status: &str) -> u64 {
+    let set = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
+        .unwrap_or(0)
 }
 
 /// Waits until there is a reason to end the capture, such as that all `targets` have ended, each of which
@@ -155,6 +170,14 @@ mod tests {
         let start = Instant::now();
         let ended = wait_for_consumer(&mut Signals(receiver), consumer.as_fd(), patience, asked);
         (ended.unwrap(), start.elapsed())
+    }
+
+    #[test]
+    fn ignored_signals_are_read_from_the_processs_status() {
+        let hup_and_pipe =
+            "Name:\tecapture\nSigBlk:\t0000000000000002\nSigIgn:\t0000000000001001\n";
+        assert_eq!(ignored_signals(hup_and_pipe), 1 << (SIGHUP - 1) | 1 << 12);
+        assert_eq!(ignored_signals("Name:\tecapture\n"), 0);
     }
 
     #[test]

@@ -155,6 +155,29 @@ fn signals_end_the_capture_with_all_that_was_captured() -> Result<()> {
     Ok(())
 }
 
+/// `nohup ecapture … &`, and the end of the terminal.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn signals_that_are_to_be_ignored_are() -> Result<()> {
+    let program = Program::newest()?;
+    for (name, signal) in [("HUP", Signal::HUP), ("INT", Signal::INT)] {
+        let mut command = Command::new("sh");
+        let ignore = format!(r#"trap "" {name}; exec "$0" "$@""#);
+        command
+            .args(["-c", &ignore])
+            .arg(env!("CARGO_BIN_EXE_ecapture"));
+        command.args(["gotls", "--format", "json"]);
+        command.args(["--events", "connection,data,lost,close", "-e"]);
+        let mut capture = Capture::spawn(command.arg(program.path()))?;
+        capture.child().signal(signal)?;
+        let log = program.run("-sizes 100")?;
+        capture.wait_for_data()?;
+        let captured = capture.stop()?;
+        captured.connections()?.assert_equal(&log.connections());
+    }
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn a_signal_ends_a_capture_that_saw_nothing() -> Result<()> {
