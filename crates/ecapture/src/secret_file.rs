@@ -1,15 +1,22 @@
 //! Files that hold TLS secrets: readable by their owner only, and never where somebody else's symbolic
-//! link leads.
+//! link leads, nor what somebody else has put there.
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fmt::Display;
+use std::fs::{File, Metadata};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, openat};
+use rustix::io::Errno;
+use trace::escape_name;
 
 use crate::failure::Failure;
+use crate::log;
 use crate::pipeline::Destination;
 
 /// Opens a destination by its path: standard output for `-`.
@@ -18,33 +25,27 @@ pub(crate) fn open(
     destination: impl FnOnce(PathBuf) -> Destination,
     open_file: impl FnOnce(&Path) -> io::Result<File>,
 ) -> Result<(Destination, File), Failure> {
-    let (destination, file) = if path == Path::new("-") {
+    if path == Path::new("-") {
+        let destination = Destination::Stdout;
         let stdout = io::stdout().as_fd().try_clone_to_owned();
-        (Destination::Stdout, stdout.map(File::from))
-    } else {
-        (destination(path.into()), open_file(path))
-    };
-    let file = file.with_context(|| destination.to_string());
-    Ok((destination, file.map_err(Failure::WrongInput)?))
+        let stdout = stdout.with_context(|| destination.to_string());
+        return Ok((destination, stdout.map_err(Failure::WrongInput)?.into()));
+    }
+    let destination = destination(path.into());
+    let file = open_file(path).with_context(|| destination.to_string());
+    let file = file.map_err(Failure::WrongInput)?;
+    tell_if_others_can_read(&file, &destination);
+    Ok((destination, file))
 }
 
 /// Opens a file to add lines at its end.
 pub(crate) fn append_secrets(path: &Path) -> io::Result<File> {
-    let mut file = open_private(path, File::options().append(true))?;
-    if ends_within_a_line(&file) {
-        file.write_all(b"\n")?;
-    }
-    Ok(file)
-}
-
-/// Makes a file that was not there.
-pub(crate) fn create_new_secrets(path: &Path) -> io::Result<File> {
-    open_private(path, File::options().write(true).create_new(true))
+    Place::of(path)?.append()
 }
 
 /// Opens a file to write it anew, once [`empty`] has made room.
 pub(crate) fn create_secrets(path: &Path) -> io::Result<File> {
-    open_private(path, File::options().write(true))
+    Place::of(path)?.open(OFlags::CREATE)
 }
 
 /// Drops what is in a file. Not done when it is opened: what can't begin must not cost the user an
@@ -56,25 +57,118 @@ pub(crate) fn empty(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-fn open_private(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
-    /// Anybody may create files here, links to other people's files among them.
-    const WRITABLE_BY_OTHERS: u32 = 0o002;
+/// Says so if a file that was there already shows its secrets to others than its owner, who may want it so.
+pub(crate) fn tell_if_others_can_read(file: &File, name: &dyn Display) {
+    const READABLE_BY_OTHERS: u32 = 0o044;
 
-    let directory = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
+    let Ok(metadata) = file.metadata() else {
+        return;
     };
-    options.create(true).mode(0o600);
-    if fs::metadata(directory)?.mode() & WRITABLE_BY_OTHERS != 0 {
-        options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
+    if metadata.is_file() && metadata.mode() & READABLE_BY_OTHERS != 0 {
+        let name = name.to_string();
+        log::line(&format!(
+            "note: {} can be read by others (mode {:04o})",
+            escape_name(name.as_bytes()),
+            metadata.mode() & 0o7777
+        ));
     }
-    options.open(path).map_err(|error| {
-        if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {
-            let reason = "is a symbolic link in a directory that others can write to";
-            return io::Error::new(error.kind(), reason);
+}
+
+/// A name in a directory, which is the same one whatever becomes of the path that led there.
+#[derive(Debug)]
+pub(crate) struct Place {
+    directory: OwnedFd,
+    name: OsString,
+}
+
+impl Place {
+    /// Where this path leads.
+    pub(crate) fn of(path: &Path) -> io::Result<Self> {
+        let path = path.as_os_str().as_bytes();
+        let begin = path
+            .iter()
+            .rposition(|&byte| byte == b'/')
+            .map_or(0, |at| at + 1);
+        let (directory, name) = path.split_at(begin);
+        if matches!(name, b"" | b"." | b"..") {
+            return Err(Errno::ISDIR.into());
         }
-        error
-    })
+        let directory = if directory.is_empty() {
+            b"."
+        } else {
+            directory
+        };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self {
+            directory: openat(CWD, directory, flags, Mode::empty())?,
+            name: OsStr::from_bytes(name).into(),
+        })
+    }
+
+    /// Opens the file to add lines at its end.
+    pub(crate) fn append(&self) -> io::Result<File> {
+        let mut file = self.open(OFlags::CREATE | OFlags::APPEND)?;
+        if ends_within_a_line(&file) {
+            file.write_all(b"\n")?;
+        }
+        Ok(file)
+    }
+
+    /// Makes the file, which must not be there.
+    pub(crate) fn create_new(&self) -> io::Result<File> {
+        self.open(OFlags::CREATE | OFlags::EXCL)
+    }
+
+    fn open(&self, flags: OFlags) -> io::Result<File> {
+        let directory = fstat(&self.directory)?;
+        let others = others_can_write(&directory);
+        let mut flags = flags | OFlags::WRONLY | OFlags::CLOEXEC;
+        flags.set(OFlags::NOFOLLOW, others);
+        let mode = Mode::RUSR | Mode::WUSR;
+        let file = openat(&self.directory, &self.name, flags, mode).map_err(|errno| {
+            if errno == Errno::LOOP && others {
+                let reason = "is a symbolic link in a directory that others can write to; name the file that it \
+                              leads to";
+                return io::Error::new(io::Error::from(errno).kind(), reason);
+            }
+            errno.into()
+        })?;
+        let file = File::from(file);
+        if others {
+            check_origin(&file.metadata()?, &directory)?;
+        }
+        Ok(file)
+    }
+}
+
+/// Whether others than us, and the superuser, may create files in a directory, links to other people's files
+/// among them.
+fn others_can_write(directory: &Stat) -> bool {
+    const WRITABLE_BY_OTHERS: u32 = 0o022;
+
+    let owners = [0, rustix::process::geteuid().as_raw()];
+    !owners.contains(&directory.st_uid) || directory.st_mode & WRITABLE_BY_OTHERS != 0
+}
+
+/// Refuses a file that somebody may have put there who is to see nothing of what we write. The directory's
+/// owner could do so at any time, with any file.
+fn check_origin(file: &Metadata, directory: &Stat) -> io::Result<()> {
+    let refuse = |what: String| {
+        let reason = format!(
+            "{what}, in a directory that others can write to: remove it, or name another file"
+        );
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, reason))
+    };
+    let owners = [0, rustix::process::geteuid().as_raw(), directory.st_uid];
+    if !file.is_file() {
+        Ok(())
+    } else if !owners.contains(&file.uid()) {
+        refuse(format!("belongs to another user (uid {})", file.uid()))
+    } else if file.nlink() > 1 {
+        refuse("has other names, too (hard links)".into())
+    } else {
+        Ok(())
+    }
 }
 
 /// Whether the first key would end up behind half a line, which a full disk may have left.

@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::secret_file::{append_secrets, create_new_secrets};
+use crate::secret_file::{Place, append_secrets, tell_if_others_can_read};
 
 /// When to begin anew. `None`: never.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,6 +30,7 @@ impl RotatingFile {
     pub(crate) fn open(path: &Path, limits: Limits) -> io::Result<Self> {
         let file = append_secrets(path)?;
         let bytes = file.metadata()?.len();
+        tell_if_others_can_read(&file, &format_args!("event file {}", path.display()));
         Ok(Self {
             path: path.into(),
             limits,
@@ -61,7 +62,7 @@ impl RotatingFile {
         let now = jiff::Timestamp::now();
         fs::hard_link(&self.path, rotated(&self.path, now))?;
         fs::remove_file(&self.path)?;
-        self.file = BufWriter::with_capacity(64 * 1024, create_new_secrets(&self.path)?);
+        self.file = BufWriter::with_capacity(64 * 1024, Place::of(&self.path)?.create_new()?);
         self.bytes = 0;
         self.opened = Instant::now();
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
@@ -12,7 +12,7 @@ use anyhow::Result;
 use xtask::process::{Child, Stream};
 
 use crate::capture::{Capture, Signal, ecapture};
-use crate::exchange::{LONG, Program};
+use crate::exchange::{LONG, NOBODY, Program};
 use crate::keylog::{KeyLog, summary};
 use crate::wrong_input::{WRONG_INPUT, refused};
 
@@ -174,6 +174,67 @@ fn a_link_where_others_may_write_is_not_followed() -> Result<()> {
     capture_one_session(&mut into(&program, &link), &program)?;
     for file in [&shared.path().join("keys"), &existing] {
         assert_eq!(KeyLog::read(file)?.set().len(), 4);
+    }
+    Ok(())
+}
+
+/// As in the home directory of a user who lets root capture there.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn what_the_owner_of_a_directory_could_do_to_others_is_refused() -> Result<()> {
+    let program = Program::newest()?;
+    let private = tempfile::tempdir()?;
+    let existing = private.path().join("existing");
+    fs::write(&existing, "")?;
+    let home = tempfile::tempdir()?;
+    let keys = home.path().join("keys");
+    for (owner, mode) in [(NOBODY, 0o755), (0, 0o775)] {
+        chown(home.path(), Some(owner), Some(NOBODY))?;
+        fs::set_permissions(&home, fs::Permissions::from_mode(mode))?;
+        symlink(&existing, &keys)?;
+        refused(&mut into(&program, &keys), WRONG_INPUT, "symbolic link")?;
+        fs::remove_file(&keys)?;
+        fs::hard_link(&existing, &keys)?;
+        refused(&mut into(&program, &keys), WRONG_INPUT, "hard links")?;
+        fs::remove_file(&keys)?;
+        fs::write(&keys, "")?;
+        chown(&keys, Some(NOBODY - 1), None)?;
+        refused(&mut into(&program, &keys), WRONG_INPUT, "another user")?;
+        fs::remove_file(&keys)?;
+    }
+    assert_eq!(fs::read_to_string(&existing)?, "");
+
+    // His own file is all right: what is in his directory is his anyway. So is any file where only root writes.
+    chown(home.path(), Some(NOBODY), None)?;
+    let theirs = private.path().join("theirs");
+    for (file, owner) in [(&keys, NOBODY), (&theirs, NOBODY - 1)] {
+        fs::write(file, "")?;
+        fs::set_permissions(file, fs::Permissions::from_mode(0o600))?;
+        chown(file, Some(owner), None)?;
+        capture_one_session(&mut into(&program, file), &program)?;
+        assert_eq!(KeyLog::read(file)?.set().len(), 4);
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn a_file_that_others_can_read_is_named() -> Result<()> {
+    let program = Program::newest()?;
+    let dir = tempfile::tempdir()?;
+    let keys = dir.path().join("keys");
+    for (mode, noted) in [(0o644, true), (0o640, true), (0o600, false), (0o622, false)] {
+        fs::write(&keys, "")?;
+        fs::set_permissions(&keys, fs::Permissions::from_mode(mode))?;
+        let mut capture = Capture::spawn(&mut into(&program, &keys))?;
+        capture.child().signal(Signal::INT)?;
+        let stderr = capture.end()?.success()?.stderr_text();
+        let note = format!(
+            "note: key log {} can be read by others (mode {mode:04o})\n",
+            keys.display()
+        );
+        assert_eq!(stderr.contains(&note), noted, "{mode:o}: {stderr}");
+        assert_eq!(stderr.contains("note: "), noted, "{mode:o}: {stderr}");
     }
     Ok(())
 }
