@@ -64,7 +64,10 @@ pub use mapping_events::{MappedFileId, MappingEvent, MappingEvents};
 pub use names::look_names_up_without_plugins;
 pub use network_namespace::NetworkNamespace;
 pub use packets::{HookKind, InterfaceStatistics, PacketCapture, PacketOptions, PacketTarget};
-pub use privileges::{effective_user_can_trace, give_up_privileges, keep_privileges_to_attach};
+pub use privileges::{
+    effective_user_can_trace, give_up_privileges, keep_privileges_to_attach,
+    keep_privileges_to_rename_files,
+};
 pub use probe_set::{Objects, ProbeSet, Selection, SetOptions, Taking, TargetId};
 pub use probes::{Filters, Options, Part, Probes, Wanted};
 pub use process::Process;

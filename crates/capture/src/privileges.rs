@@ -101,6 +101,12 @@ pub fn keep_privileges_to_attach() -> Result<(), Error> {
     )
 }
 
+/// The same, but for what it takes to begin files anew where they could be made at first: in directories of
+/// other users, and in place of their files.
+pub fn keep_privileges_to_rename_files() -> Result<(), Error> {
+    keep_only(CapabilitySet::DAC_OVERRIDE | CapabilitySet::FOWNER)
+}
+
 /// The same, but for some capabilities, as far as they are held.
 pub(crate) fn keep_only(needed: CapabilitySet) -> Result<(), Error> {
     let given_up = || -> rustix::io::Result<()> {

@@ -3,8 +3,8 @@
 use std::sync::mpsc;
 
 use capture::{
-    Counters, InterfaceStatistics, Reader, Stopped, give_up_privileges, monotonic_ns,
-    realtime_offset_ns, run_promptly,
+    Counters, InterfaceStatistics, Reader, Stopped, give_up_privileges,
+    keep_privileges_to_rename_files, monotonic_ns, realtime_offset_ns, run_promptly,
 };
 
 use crate::pipeline::{Destination, Ending, Pipeline, WriteError};
@@ -30,7 +30,11 @@ pub(crate) fn consume(
 ) -> Outcome {
     run_promptly();
     // If that is not possible, it is not for the main thread either, which says so.
-    let _ = give_up_privileges();
+    let _ = if pipeline.renames_files() {
+        keep_privileges_to_rename_files()
+    } else {
+        give_up_privileges()
+    };
     let result = run(&mut readers, &mut pipeline, interfaces);
     Outcome {
         pipeline,

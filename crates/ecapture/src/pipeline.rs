@@ -33,6 +33,11 @@ pub(crate) trait Output: Send {
     /// Hands everything taken so far on.
     fn flush(&mut self) -> io::Result<()>;
 
+    /// Whether it gives files other names on the way, maybe in somebody else's directory.
+    fn renames_files(&self) -> bool {
+        false
+    }
+
     /// Its part of the closing line.
     fn summary(&self, ending: &Ending) -> String;
 }
@@ -140,6 +145,11 @@ impl Pipeline {
         let outputs = self.outputs.iter().map(|output| output.destination());
         let recording = self.recorder.iter().map(Recorder::destination);
         outputs.chain(recording).cloned().collect()
+    }
+
+    /// Whether any output gives files other names on the way.
+    pub(crate) fn renames_files(&self) -> bool {
+        self.outputs.iter().any(|output| output.renames_files())
     }
 
     /// Takes one record as it came from the ring buffer.

@@ -11,7 +11,9 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, openat};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, RenameFlags, Stat, fstat, linkat, openat, renameat_with, unlinkat,
+};
 use rustix::io::Errno;
 use trace::escape_name;
 
@@ -117,6 +119,38 @@ impl Place {
     /// Makes the file, which must not be there.
     pub(crate) fn create_new(&self) -> io::Result<File> {
         self.open(OFlags::CREATE | OFlags::EXCL)
+    }
+
+    /// Gives the file another name, which must not be there, and makes a new one. If that can't be done, all is
+    /// as it was.
+    pub(crate) fn begin_anew(&self, other: &OsStr) -> io::Result<File> {
+        let moved = match self.rename(&self.name, other) {
+            Ok(()) => true,
+            // Somebody else has given it another name already.
+            Err(Errno::NOENT) => false,
+            Err(errno) => return Err(errno.into()),
+        };
+        self.create_new().inspect_err(|_| {
+            if moved {
+                // Otherwise what follows is in the file of the other name.
+                let _ = self.rename(other, &self.name);
+            }
+        })
+    }
+
+    /// Replaces no file of the new name.
+    fn rename(&self, from: &OsStr, to: &OsStr) -> rustix::io::Result<()> {
+        let directory = &self.directory;
+        match renameat_with(directory, from, directory, to, RenameFlags::NOREPLACE) {
+            // Not every file system knows of that; nor has every one hard links.
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                linkat(directory, from, directory, to, AtFlags::empty())?;
+                unlinkat(directory, from, AtFlags::empty()).inspect_err(|_| {
+                    let _ = unlinkat(directory, to, AtFlags::empty());
+                })
+            }
+            result => result,
+        }
     }
 
     fn open(&self, flags: OFlags) -> io::Result<File> {

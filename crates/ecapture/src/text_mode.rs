@@ -7,7 +7,7 @@ use trace::{Sink, Timestamp, Totals};
 
 use crate::args::{Format, OutputArgs};
 use crate::decoding::{Decoding, Events as EventStream};
-use crate::event_output::{self, EventReport};
+use crate::event_output::{self, EventReport, Limits};
 use crate::failure::Failure;
 use crate::output::PlaintextSink;
 use crate::pipeline::{Destination, Ending, Output};
@@ -26,6 +26,8 @@ struct Events {
     live: bool,
     /// Whether the same is shown on standard output.
     beside: bool,
+    /// Whether files begin anew.
+    rotates: bool,
 }
 
 impl Plaintext {
@@ -49,7 +51,8 @@ impl Plaintext {
         let Some(address) = &args.eventaddr else {
             return Ok(None);
         };
-        let (writer, report) = event_output::open(address, args.event_limits(), live)?;
+        let limits = args.event_limits();
+        let (writer, report) = event_output::open(address, limits, live)?;
         Ok(Some(Self {
             stream: EventStream::new(
                 PlaintextSink::json_to(args, writer),
@@ -60,6 +63,7 @@ impl Plaintext {
                 report,
                 live,
                 beside,
+                rotates: limits != Limits::default(),
             }),
         }))
     }
@@ -89,6 +93,10 @@ impl Output for Plaintext {
 
     fn flush(&mut self) -> io::Result<()> {
         self.stream.sink_mut().flush()
+    }
+
+    fn renames_files(&self) -> bool {
+        self.events.as_ref().is_some_and(|events| events.rotates)
     }
 
     fn summary(&self, ending: &Ending) -> String {

@@ -1,11 +1,15 @@
 //! A file of lines that begins anew when it has become too large or too old.
 
-use std::fs::{self, File};
+use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::secret_file::{Place, append_secrets, tell_if_others_can_read};
+use trace::escape_name;
+
+use crate::log;
+use crate::secret_file::{Place, tell_if_others_can_read};
 
 /// When to begin anew. `None`: never.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,24 +23,34 @@ pub(crate) struct Limits {
 #[derive(Debug)]
 pub(crate) struct RotatingFile {
     path: PathBuf,
+    place: Place,
     limits: Limits,
     file: BufWriter<File>,
     bytes: u64,
     opened: Instant,
+    /// The user has been told that the file can't get another name.
+    told: bool,
 }
 
 impl RotatingFile {
     /// Opens the file to append to it.
     pub(crate) fn open(path: &Path, limits: Limits) -> io::Result<Self> {
-        let file = append_secrets(path)?;
-        let bytes = file.metadata()?.len();
+        let place = Place::of(path)?;
+        let file = place.append()?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() && limits != Limits::default() {
+            let reason = "is no regular file, and can't get another name when it is full";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        }
         tell_if_others_can_read(&file, &format_args!("event file {}", path.display()));
         Ok(Self {
             path: path.into(),
+            place,
             limits,
-            file: BufWriter::with_capacity(64 * 1024, file),
-            bytes,
+            file: buffered(file),
+            bytes: metadata.len(),
             opened: Instant::now(),
+            told: false,
         })
     }
 
@@ -56,32 +70,49 @@ impl RotatingFile {
         self.file.flush()
     }
 
+    /// Begins a new file, or else goes on in this one until it would be full again: a file that is too large
+    /// is better than events that are missing.
     fn rotate(&mut self) -> io::Result<()> {
         self.file.flush()?;
-        // A hard link, not a rename: it replaces no file of that name.
         let now = jiff::Timestamp::now();
-        fs::hard_link(&self.path, rotated(&self.path, now))?;
-        fs::remove_file(&self.path)?;
-        self.file = BufWriter::with_capacity(64 * 1024, Place::of(&self.path)?.create_new()?);
+        match self.place.begin_anew(&rotated(&self.path, now)) {
+            Ok(file) => self.file = buffered(file),
+            Err(error) => self.tell(&error),
+        }
         self.bytes = 0;
         self.opened = Instant::now();
         Ok(())
     }
+
+    fn tell(&mut self, error: &io::Error) {
+        if !std::mem::replace(&mut self.told, true) {
+            let path = self.path.display();
+            let note =
+                format!("note: event file {path}: no new one can be begun, it goes on: {error}");
+            log::line(&escape_name(note.as_bytes()));
+        }
+    }
+}
+
+fn buffered(file: File) -> BufWriter<File> {
+    BufWriter::with_capacity(64 * 1024, file)
 }
 
 /// The name of a file that ended at this time.
-fn rotated(path: &Path, now: jiff::Timestamp) -> PathBuf {
+fn rotated(path: &Path, now: jiff::Timestamp) -> OsString {
     let mut name = path.file_stem().unwrap_or_default().to_owned();
     name.push(now.strftime("-%Y%m%dT%H%M%S.%9fZ").to_string());
     if let Some(extension) = path.extension() {
         name.push(".");
         name.push(extension);
     }
-    path.with_file_name(name)
+    name
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     /// The contents of all files, in the order of their names, the current one last.
@@ -142,5 +173,54 @@ mod tests {
         file.line(b"two\n").unwrap();
         file.flush().unwrap();
         assert_eq!(files(dir.path(), &path), ["one\n", "two\n"]);
+    }
+
+    #[test]
+    fn a_file_that_can_not_get_another_name_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("inside/events");
+        fs::create_dir(dir.path().join("inside")).unwrap();
+        let limits = Limits {
+            bytes: Some(4),
+            age: None,
+        };
+        let mut file = RotatingFile::open(&path, limits).unwrap();
+        file.line(b"one\n").unwrap();
+        let link = dir.path().join("link");
+        fs::hard_link(&path, &link).unwrap();
+        fs::remove_dir_all(dir.path().join("inside")).unwrap();
+        for line in ["two\n", "three\n"] {
+            file.line(line.as_bytes()).unwrap();
+        }
+        file.flush().unwrap();
+        assert_eq!(fs::read_to_string(link).unwrap(), "one\ntwo\nthree\n");
+    }
+
+    #[test]
+    fn a_file_that_somebody_has_moved_away_is_followed_by_a_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events");
+        let limits = Limits {
+            bytes: Some(4),
+            age: None,
+        };
+        let mut file = RotatingFile::open(&path, limits).unwrap();
+        file.line(b"one\n").unwrap();
+        fs::rename(&path, dir.path().join("moved")).unwrap();
+        file.line(b"two\n").unwrap();
+        file.flush().unwrap();
+        assert_eq!(files(dir.path(), &path), ["one\n", "two\n"]);
+    }
+
+    /// Or else `/dev/stdout` would be gone.
+    #[test]
+    fn what_is_no_file_gets_no_other_name() {
+        let limits = Limits {
+            bytes: Some(4),
+            age: None,
+        };
+        let refused = RotatingFile::open(Path::new("/dev/null"), limits).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
+        RotatingFile::open(Path::new("/dev/null"), Limits::default()).unwrap();
     }
 }

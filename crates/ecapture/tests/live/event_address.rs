@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use xtask::process::{Child, Stream, patient};
 
 use crate::capture::{Capture, Signal, ecapture};
-use crate::exchange::{LONG, Program};
+use crate::exchange::{LONG, NOBODY, Program};
 use crate::wrong_input::{WRONG_INPUT, refused};
 
 fn capturing(program: &Program, address: &str) -> Command {
@@ -74,6 +75,74 @@ fn files_rotate_and_together_hold_everything() -> Result<()> {
     assert_eq!(sum, 4 * 1_048_576, "two ends, there and back");
     assert!(files > 4, "{files}");
     Ok(())
+}
+
+/// As in a user's home directory: root could make the file there thanks to a privilege that is given up.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn files_rotate_in_the_directory_of_another_user() -> Result<()> {
+    let program = Program::newest()?;
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("events.json");
+    fs::write(&path, "")?;
+    for owned in [dir.path(), &path] {
+        chown(owned, Some(NOBODY), Some(NOBODY))?;
+    }
+    let mut command = capturing(&program, &path.display().to_string());
+    let capture = Capture::spawn(command.args(["--eventroratesize", "1"]))?;
+    program.run("-sizes 1048576")?;
+    end(capture)?;
+    assert!(
+        fs::read_dir(dir.path())?.count() > 4,
+        "{:?}",
+        fs::read_dir(dir.path())?
+    );
+    assert_eq!(payload_bytes(&all_text(dir.path())?)?, 4 * 1_048_576);
+    Ok(())
+}
+
+/// Somebody has removed the directory: what is in the file already is no less than what follows.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn a_file_that_can_not_rotate_goes_on() -> Result<()> {
+    let program = Program::newest()?;
+    let dir = tempfile::tempdir()?;
+    let inside = dir.path().join("inside");
+    fs::create_dir(&inside)?;
+    let path = inside.join("events.json");
+    let mut command = capturing(&program, &path.display().to_string());
+    let mut capture = Capture::spawn(command.args(["--eventroratesize", "1"]))?;
+    let mut file = fs::File::open(&path)?;
+    fs::remove_dir_all(&inside)?;
+    program.run("-sizes 1048576")?;
+    capture.child().signal(Signal::INT)?;
+    let stderr = capture.end()?.success()?.stderr_text();
+    let notes: Vec<_> = stderr
+        .lines()
+        .filter(|line| line.starts_with("note: "))
+        .collect();
+    assert_eq!(notes.len(), 1, "{stderr}");
+    assert!(
+        notes[0].contains("events.json: no new one can be begun"),
+        "{stderr}"
+    );
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    assert_eq!(
+        payload_bytes(&text)?,
+        4 * 1_048_576,
+        "two ends, there and back"
+    );
+    Ok(())
+}
+
+/// How many bytes of plaintext these lines have.
+fn payload_bytes(text: &str) -> Result<u64> {
+    let objects = objects(text.lines())?;
+    Ok(objects
+        .iter()
+        .filter_map(|object| object["length"].as_u64())
+        .sum())
 }
 
 #[test]

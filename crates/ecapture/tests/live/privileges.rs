@@ -244,6 +244,8 @@ fn what_was_needed_only_to_begin_is_given_up() -> Result<()> {
     const NET_ADMIN: u64 = 1 << 12;
     const SYS_PTRACE: u64 = 1 << 19;
     const DAC_READ_SEARCH: u64 = 1 << 2;
+    const DAC_OVERRIDE: u64 = 1 << 1;
+    const FOWNER: u64 = 1 << 3;
 
     // By thread: what reading and detaching need, and looking after the sockets of new processes.
     let none = BTreeMap::from([("ecapture", 0), ("consumer", 0)]);
@@ -251,9 +253,18 @@ fn what_was_needed_only_to_begin_is_given_up() -> Result<()> {
         old if old < (6, 6) => BPF | NET_ADMIN, // no tcx
         _ => BPF,
     };
-    let packets = BTreeMap::from([("ecapture", detach), ("consumer", 0), ("sockets", NET_READ)]);
+    let mut packets = none.clone();
+    packets.extend([("ecapture", detach), ("sockets", NET_READ)]);
+    let mut rotating = none.clone();
+    rotating.insert("consumer", DAC_OVERRIDE | FOWNER);
+    let dir = tempfile::tempdir()?;
+    let events = format!(
+        "--eventroratesize 1 --eventaddr {}/events",
+        dir.path().display()
+    );
     for (flags, expected) in [
         ("--format json", &none),
+        (&events, &rotating),
         ("-m keylog -k -", &none),
         ("-m pcap -w - -i lo", &packets),
     ] {
