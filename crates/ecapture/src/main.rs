@@ -56,8 +56,10 @@ fn main() -> ExitCode {
         args::Command::Generate(what) => generate::run(&what),
         args::Command::ExecGate { milliseconds } => watch::guard(milliseconds),
     };
-    match result {
+    let code = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
-    }
+    };
+    log::finish();
+    code
 }

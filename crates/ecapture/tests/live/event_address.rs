@@ -482,6 +482,37 @@ fn the_log_has_what_stderr_would_have_had() -> Result<()> {
     Ok(())
 }
 
+/// The disk of the log is full, for example.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn what_can_not_be_written_to_the_log_is_said_on_stderr() -> Result<()> {
+    let program = Program::newest()?;
+    let mut command = ecapture();
+    command
+        .args(["gotls", "-l", "/dev/full", "-e"])
+        .arg(program.path());
+    let mut capture = Capture::spawn(&mut command)?;
+    program.run("")?;
+    capture.child().signal(Signal::INT)?;
+    let stderr = capture.end()?.success()?.stderr_text();
+    let lines: Vec<_> = stderr.lines().collect();
+    assert_eq!(lines.len(), 3, "{stderr}");
+    let note = "note: log /dev/full can't be written, it goes on here: No space left on device";
+    assert!(lines[0].starts_with(note), "{stderr}");
+    assert!(lines[1].starts_with("attached to "), "{stderr}");
+    assert!(lines[2].starts_with("summary: "), "{stderr}");
+
+    let mut command = ecapture();
+    let output = command
+        .args(["gotls", "-l", "/dev/full", "-e", "/nonexistent"])
+        .output()?;
+    assert_eq!(output.status.code(), Some(WRONG_INPUT));
+    let stderr = String::from_utf8(output.stderr)?;
+    let said = stderr.lines().filter(|line| line.starts_with("ecapture: "));
+    assert_eq!(said.count(), 1, "{stderr}");
+    Ok(())
+}
+
 fn wait_for(file: &Path, text: &str) -> Result<()> {
     let is_there = || Ok(fs::read_to_string(file).is_ok_and(|log| log.contains(text)));
     wait_until(is_there).with_context(|| format!("{text:?} is not in {}", file.display()))

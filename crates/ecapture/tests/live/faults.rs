@@ -4,20 +4,22 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{PipeReader, Read};
+use std::io::{ErrorKind, PipeReader, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use xtask::matrix::{GoRelease, Variant};
-use xtask::process::{Child, Finished};
+use xtask::process::{Child, Finished, Stream, patient};
 use xtask::standalone;
 
 use crate::accounting::Streams;
 use crate::capture::{Capture, Captured, Line, Signal, ecapture};
-use crate::exchange::Program;
+use crate::exchange::{Exchange, LONG, Program};
+use crate::fleet::{Fleet, command};
 use crate::kernel;
 use crate::payload;
 use crate::wrong_input::FAILED;
@@ -115,6 +117,99 @@ fn a_blocked_output_costs_what_is_counted_and_nothing_else() -> Result<()> {
     assert!(account.lost > 0, "{account:?}: no test");
     assert!(account.received > 256 * 1024, "{account:?}");
     assert!(grown < 4 << 20, "{grown} bytes");
+    Ok(())
+}
+
+/// Standard error that nobody reads and that is full: the pipe to a collector that has stopped.
+struct Unread(tempfile::TempDir, File);
+
+impl Unread {
+    fn new() -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let fifo = dir.path().join("stderr");
+        xtask::run::output(Command::new("mkfifo").arg(&fifo))?;
+        let mut nonblocking = File::options();
+        nonblocking.custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
+        let reader = nonblocking.clone().read(true).open(&fifo)?;
+        let mut writer = nonblocking.write(true).open(&fifo)?;
+        for size in [4096, 1] {
+            while writer.write(&vec![b'\n'; size]).is_ok() {}
+        }
+        Ok(Self(dir, reader))
+    }
+
+    /// A capture of this fleet that has this standard error.
+    fn capture(&self, fleet: &Fleet) -> Result<Child> {
+        let mut command = Command::new("sh");
+        command.args(["-c", r#"exec "$@" 2>"$0""#]);
+        command.arg(self.0.path().join("stderr"));
+        command.args([env!("CARGO_BIN_EXE_ecapture"), "gotls", "--format", "json"]);
+        command.args(["--events", "connection,data,lost,close"]);
+        Child::spawn(command.args(["--longest-hold", "60000", "--comm", &fleet.glob()]))
+    }
+
+    /// What is in the pipe now.
+    fn read(&mut self) -> Result<String> {
+        let mut bytes = Vec::new();
+        match self.1.read_to_end(&mut bytes) {
+            Err(error) if error.kind() != ErrorKind::WouldBlock => Err(error.into()),
+            _ => Ok(String::from_utf8(bytes)?),
+        }
+    }
+}
+
+/// Has a capture attach to two programs while nobody reads its standard error.
+fn attached_unread(fleet: &Fleet, unread: &Unread) -> Result<Child> {
+    let capture = unread.capture(fleet)?;
+    let first = fleet.add(0, GoRelease::NEWEST, Variant::Default)?;
+    let deadline = Instant::now() + patient(LONG);
+    while capture.so_far(Stream::Stdout).is_empty() {
+        ensure!(Instant::now() < deadline, "{capture:?}");
+        Exchange::spawn(&mut command(&first, "-sizes 100"))?.finish()?;
+    }
+    let second = fleet.add(1, GoRelease::NEWEST, Variant::Stripped)?;
+    Exchange::spawn(&mut command(&second, "-sizes 100"))?.finish()?;
+    let name = fleet.path(1);
+    let name = name.file_name().context("it has a name")?.to_string_lossy();
+    capture.wait_for_line(Stream::Stdout, LONG, |line| {
+        line.contains(&*name) && line.contains(r#""cause":"#)
+    })?;
+    Ok(capture)
+}
+
+/// Programs that start are attached to, and SIGTERM ends it.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn a_blocked_stderr_costs_neither_the_capture_nor_its_end() -> Result<()> {
+    let (fleet, unread) = (Fleet::new("unread")?, Unread::new()?);
+    let mut capture = attached_unread(&fleet, &unread)?;
+    let begun = Instant::now();
+    capture.signal(Signal::TERM)?;
+    capture.finish(LONG)?.success()?;
+    let took = begun.elapsed();
+    ensure!(took < patient(Duration::from_secs(10)), "{took:?}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn what_is_said_while_stderr_is_blocked_is_there_once_somebody_reads() -> Result<()> {
+    let (fleet, mut unread) = (Fleet::new("readlate")?, Unread::new()?);
+    let mut capture = attached_unread(&fleet, &unread)?;
+    let mut said = String::new();
+    let deadline = Instant::now() + patient(LONG);
+    while !said.contains("also capturing") {
+        ensure!(Instant::now() < deadline, "{said}");
+        said += &unread.read()?;
+        thread::sleep(Duration::from_millis(10));
+    }
+    capture.signal(Signal::TERM)?;
+    capture.finish(LONG)?.success()?;
+    said += &unread.read()?;
+    let mut lines = said.lines();
+    for begin in ["attached to ", "also capturing ", "programs: ", "summary: "] {
+        ensure!(lines.any(|line| line.starts_with(begin)), "{begin}: {said}");
+    }
     Ok(())
 }
 

@@ -248,7 +248,7 @@ fn what_was_needed_only_to_begin_is_given_up() -> Result<()> {
     const FOWNER: u64 = 1 << 3;
 
     // By thread: what reading and detaching need, and looking after the sockets of new processes.
-    let none = BTreeMap::from([("ecapture", 0), ("consumer", 0)]);
+    let none = BTreeMap::from([("ecapture", 0), ("consumer", 0), ("log", 0)]);
     let detach = match kernel::version()? {
         old if old < (6, 6) => BPF | NET_ADMIN, // no tcx
         _ => BPF,
