@@ -21,8 +21,9 @@ pub(crate) enum End {
     OutputClosed,
 }
 
-/// Ctrl-C, SIGTERM and SIGHUP, as something to wait for instead of the end of the process. Those that whoever
-/// started us has us ignore stay ignored: SIGHUP below nohup(1), SIGINT of a script's `command &`.
+/// Ctrl-C, SIGTERM and SIGHUP, as something to wait for instead of the end of the process. SIGHUP stays ignored
+/// if whoever started us has us ignore it, as nohup(1) does. SIGINT doesn't, which shells have a script's
+/// `command &` ignore: `kill -INT` is how scripts end a capture.
 #[derive(Debug)]
 pub(crate) struct Signals(UnixStream);
 
@@ -31,11 +32,9 @@ impl Signals {
         let (receiver, sender) = UnixStream::pair()?;
         let ignored = fs::read_to_string("/proc/self/status")?;
         let ignored = ignored_signals(&ignored);
-        let is_ignored = |signal: i32| ignored >> (signal - 1) & 1 == 1;
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            if is_ignored(signal) {
-                continue;
-            }
+        let is_hang_up_ignored = ignored >> (SIGHUP - 1) & 1 == 1;
+        let hang_up = (!is_hang_up_ignored).then_some(SIGHUP);
+        for signal in [SIGINT, SIGTERM].into_iter().chain(hang_up) {
             signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
         }
         receiver.set_nonblocking(true)?;
