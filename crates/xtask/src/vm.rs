@@ -313,7 +313,9 @@ impl Case<'_> {
         let outcome = self.machine.run(limit(self.options));
         let log = fs::read(&self.machine.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
-        let mut report = Report::new(&self.name, &log, outcome, started.elapsed());
+        let is_filtered = !self.options.filter.is_empty();
+        let took = started.elapsed();
+        let mut report = Report::new(&self.name, &log, outcome, is_filtered, took);
         if let Some(fact) = self.condition.expected_fact() {
             report.expect(fact);
         }

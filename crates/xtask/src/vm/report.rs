@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+/// The test binaries that a machine runs.
+pub(super) const BINARIES: [&str; 2] = ["live", "packets"];
+
 /// The outcome of the tests in one machine.
 #[derive(Debug)]
 pub(super) struct Report {
@@ -22,8 +25,15 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// Reads a log. `outcome` is how the machine itself ended.
-    pub(super) fn new(name: &str, log: &str, outcome: Result<()>, took: Duration) -> Self {
+    /// Reads a log. `outcome` is how the machine itself ended. Only a filter of the user's may leave
+    /// nothing to run of a binary.
+    pub(super) fn new(
+        name: &str,
+        log: &str,
+        outcome: Result<()>,
+        is_filtered: bool,
+        took: Duration,
+    ) -> Self {
         let mut report = Self {
             name: name.trim().to_owned(),
             groups: BTreeMap::new(),
@@ -36,17 +46,23 @@ impl Report {
             report.troubles.push(format!("the machine: {error:#}"));
         }
         let (mut current, mut done) = (None, false);
+        let (mut tally, mut ended) = (Tally::default(), Vec::new());
         for line in log.lines() {
-            if let Some(test) = line.strip_prefix("test ") {
-                report.add_test(current, test, log);
+            if let Some(result) = line.strip_prefix("test result: ") {
+                tally.result = Totals::parse(result);
+            } else if let Some(test) = line.strip_prefix("test ") {
+                report.add_test(current, test, log, &mut tally);
+            } else if let Some(announced) = line.strip_prefix("running ") {
+                tally.announced = number_before(announced, "test");
             } else if let Some(fact) = line.strip_prefix("vm: ") {
                 if let Some(binary) = fact.strip_prefix("begin ") {
                     current = Some(binary);
+                    tally = Tally::default();
                 } else if let Some(said) = fact.strip_prefix("doctor: ") {
                     report.kernel.push(said.to_owned());
                 } else if let Some(end) = fact.strip_prefix("end ") {
-                    report.check_end(end);
-                    current = None;
+                    report.check_end(end, &tally, is_filtered);
+                    ended.extend(current.take());
                 } else if fact.starts_with("done") {
                     done = true;
                 } else if fact.starts_with("kernel says: ") || fact.contains("can't") {
@@ -59,6 +75,11 @@ impl Report {
             report
                 .troubles
                 .push(format!("the machine ended amid {what}"));
+        }
+        // Its lines may have been cut in two by others on the serial line.
+        for binary in BINARIES.iter().filter(|name| done && !ended.contains(name)) {
+            let what = format!("the log does not tell where {binary} begins and ends");
+            report.troubles.push(what);
         }
         if report.groups.is_empty() {
             report.troubles.push("no test was run".into());
@@ -83,7 +104,7 @@ impl Report {
         self.failed.is_empty() && self.troubles.is_empty()
     }
 
-    fn add_test(&mut self, binary: Option<&str>, test: &str, log: &str) {
+    fn add_test(&mut self, binary: Option<&str>, test: &str, log: &str, tally: &mut Tally) {
         let Some((name, verdict)) = test.rsplit_once(" ... ") else {
             return;
         };
@@ -101,19 +122,45 @@ impl Report {
         let counts = self.groups.entry(group.to_owned()).or_default();
         if passed {
             counts.0 += 1;
+            tally.passed += 1;
         } else {
             counts.1 += 1;
+            tally.failed += 1;
             self.failed.push((name.to_owned(), reason(log, name)));
         }
     }
 
-    /// A test binary that ends otherwise than by a verdict on its tests.
-    fn check_end(&mut self, end: &str) {
-        if let Some((binary, code)) = end.split_once(' ')
-            && !["0", "101"].contains(&code)
-        {
-            self.troubles
-                .push(format!("{binary} ended with code {code}"));
+    /// A test binary's end: its code, its own count of tests and the lines of its tests have to agree. The
+    /// kernel and child processes write to the same serial line, so any of it may be unreadable.
+    fn check_end(&mut self, end: &str, tally: &Tally, is_filtered: bool) {
+        let (binary, code) = end.split_once(' ').unwrap_or((end, "unknown"));
+        let mut trouble = |what: String| self.troubles.push(format!("{binary} {what}"));
+        let Some(result) = tally.result else {
+            trouble(format!("ended with code {code}, without a result"));
+            return;
+        };
+        let Totals {
+            passed,
+            failed,
+            ignored,
+        } = result;
+        if code != if failed == 0 { "0" } else { "101" } {
+            trouble(format!("ended with code {code}: {result:?}"));
+        }
+        if tally.announced != Some(passed + failed + ignored) {
+            let announced = tally.announced;
+            trouble(format!("was to run {announced:?} tests: {result:?}"));
+        }
+        if tally.failed != failed || tally.passed > passed {
+            trouble(format!("has other tests in the log: {result:?}, {tally:?}"));
+        }
+        if passed + failed == 0 && !is_filtered {
+            trouble("ran no test".into());
+        }
+        // Of these the log has no line, or not in one piece.
+        let unnamed = passed.saturating_sub(tally.passed);
+        if unnamed > 0 {
+            self.groups.entry(binary.to_owned()).or_default().0 += unnamed;
         }
     }
 
@@ -129,6 +176,47 @@ impl Report {
             eprintln!("{}: all of it is in {}", self.name, log.display());
         }
     }
+}
+
+/// What the log says of the tests of a binary.
+#[derive(Debug, Default)]
+struct Tally {
+    /// In `running 3 tests`.
+    announced: Option<usize>,
+    /// Lines of tests.
+    passed: usize,
+    failed: usize,
+    result: Option<Totals>,
+}
+
+/// What libtest counted.
+#[derive(Clone, Copy, Debug)]
+struct Totals {
+    passed: usize,
+    failed: usize,
+    ignored: usize,
+}
+
+impl Totals {
+    /// `FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 5 filtered out; finished in 1.02s`
+    fn parse(result: &str) -> Option<Self> {
+        let (_, counts) = result.split_once(". ")?;
+        let count = |of: &str| {
+            let mut counts = counts.split("; ");
+            counts.find_map(|count| number_before(count, of))
+        };
+        Some(Self {
+            passed: count("passed")?,
+            failed: count("failed")?,
+            ignored: count("ignored")?,
+        })
+    }
+}
+
+/// The number in `3 tests`.
+fn number_before(text: &str, what: &str) -> Option<usize> {
+    let (number, unit) = text.split_once(' ')?;
+    unit.starts_with(what).then(|| number.parse().ok())?
 }
 
 /// The first line that says why: behind libtest's `---- NAME stdout ----`.
@@ -218,6 +306,8 @@ mod tests {
 vm: doctor: BTF           there, not needed
 vm: doctor: limits        open files 9
 vm: begin live
+
+running 3 tests
 test exact::go_1_15::pie ... ok
 test keylog::one ... FAILED
 test keylog::two ... ok
@@ -229,16 +319,24 @@ no such key
 
 failures:
     keylog::one
+
+test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 7 filtered out; finished in 1.02s
+
 vm: end live 101
 vm: begin packets
+
+running 2 tests
 test tunnel ... ok
 test tunnel ... ignored
+
+test result: ok. 1 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.02s
+
 vm: end packets 0
 vm: done 3.5 s
 ";
 
     fn report(log: &str, outcome: Result<()>) -> Report {
-        Report::new("6.1", log, outcome, Duration::ZERO)
+        Report::new("6.1", log, outcome, false, Duration::ZERO)
     }
 
     #[test]
@@ -263,9 +361,16 @@ vm: done 3.5 s
         assert_eq!(report.troubles.len(), 1);
     }
 
+    /// The log of a machine where everything passed.
+    fn all_ok() -> String {
+        LOG.replace("FAILED. 2 passed; 1 failed", "ok. 3 passed; 0 failed")
+            .replace("FAILED", "ok")
+            .replace("101", "0")
+    }
+
     #[test]
     fn a_machine_that_ends_early_has_not_passed() {
-        let all_ok = LOG.replace("FAILED", "ok").replace("101", "0");
+        let all_ok = all_ok();
         assert!(report(&all_ok, Ok(())).passed());
         let crashed = &all_ok[..all_ok.find("test keylog::two").unwrap()];
         let report_of_crash = report(crashed, Ok(()));
@@ -273,5 +378,59 @@ vm: done 3.5 s
         assert!(!report(&all_ok, Err(anyhow::anyhow!("killed"))).passed());
         assert!(!report(&all_ok.replace("packets 0", "packets 139"), Ok(())).passed());
         assert!(!report("vm: done", Ok(())).passed(), "nothing was tested");
+    }
+
+    #[test]
+    fn a_failure_whose_line_is_cut_in_two_is_one() {
+        let cut = LOG.replace(
+            "test keylog::one ... FAILED",
+            "test keylog::one ... [ 3.5] x\nFAILED",
+        );
+        let report = report(&cut, Ok(()));
+        assert!(!report.passed());
+        assert_eq!(report.troubles.len(), 1, "{:?}", report.troubles);
+    }
+
+    #[test]
+    fn a_test_that_passed_is_counted_even_if_its_line_is_cut_in_two() {
+        let cut = all_ok().replace("test tunnel ... ok", "test tunnel ... [ 3.5] x\nok");
+        let report = report(&cut, Ok(()));
+        assert!(report.passed(), "{:?}", report.troubles);
+        assert_eq!(
+            (report.cell("packets"), report.total()),
+            ("1 ok".into(), "4 of 4".into())
+        );
+    }
+
+    #[test]
+    fn codes_and_counts_that_do_not_agree_are_trouble() {
+        for (from, to) in [
+            ("live 0", "live 101"),
+            ("running 3 tests", "running 4 tests"),
+            ("running 3 tests", "[ 3.5] x running 3 tests"),
+            ("3 passed; 0 failed", "2 passed; 1 failed"),
+            ("3 passed", "2 passed"),
+            ("test result: ok. 3", "[ 3.5] x test result: ok. 3"),
+            ("vm: begin packets", "[ 3.5] x vm: begin packets"),
+            ("vm: end packets 0", "[ 3.5] x vm: end packets 0"),
+        ] {
+            let log = all_ok().replace(from, to);
+            assert!(!report(&log, Ok(())).passed(), "{from} → {to}");
+        }
+        let failed_with_0 = LOG.replace("live 101", "live 0");
+        assert_eq!(report(&failed_with_0, Ok(())).troubles.len(), 1);
+    }
+
+    #[test]
+    fn a_binary_that_runs_nothing_is_trouble_unless_the_user_chose_the_tests() {
+        let none = all_ok()
+            .replace("running 2 tests", "running 0 tests")
+            .replace("test tunnel ... ok\ntest tunnel ... ignored\n", "")
+            .replace(
+                "1 passed; 0 failed; 1 ignored",
+                "0 passed; 0 failed; 0 ignored",
+            );
+        assert_eq!(report(&none, Ok(())).troubles, ["packets ran no test"]);
+        assert!(Report::new("6.1", &none, Ok(()), true, Duration::ZERO).passed());
     }
 }
