@@ -36,6 +36,12 @@ fn role() {
     }
 }
 
+/// Virtual machines run a choice of these tests by their names.
+#[test]
+fn names_that_machines_use_are_names_of_tests() {
+    assert_eq!(xtask::vm::names_of_no_test("packets").unwrap(), [""; 0]);
+}
+
 /// Listens with a socket that somebody else has made: as standard input.
 fn inherit() {
     let stdin = std::os::fd::AsFd::as_fd(&std::io::stdin())

@@ -12,19 +12,20 @@ mod payload;
 mod report;
 mod userland;
 
+use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::arch::Arch;
 use crate::cargo::target_dir;
 use crate::run;
-use crate::setup::{self, Group};
+use crate::setup::{self, Group, Unavailable};
 
 use kernel::Kernel;
 use machine::Machine;
@@ -159,17 +160,20 @@ impl Condition {
 /// Boots the machines one after the other and prints a table; an error if a test failed.
 pub fn run(options: &Options) -> Result<()> {
     let lock = lock()?;
-    let supplies = Supplies::fetch(options)?;
+    let (supplies, missing) = Supplies::fetch(options)?;
+    if let Some((_, error)) = missing.into_iter().next() {
+        return Err(error);
+    }
     let machines = Machines::build(options, supplies, lock)?;
     let reports = machines.boot_all(|case| case.boot());
     machines.judge(&reports)
 }
 
-/// A few tests on the oldest kernel and on the newest one.
+/// A few tests on the oldest kernel and on the newest one. A kernel that can't be had is named and left out.
 ///
 /// # Errors
 ///
-/// [`Unavailable`](setup::Unavailable) if what it takes can't be had, or that a test failed.
+/// [`Unavailable`] if what it takes, or either kernel, can't be had, or that a test failed.
 pub fn briefly() -> Result<()> {
     let options = Options {
         kernel: vec![Release::Linux5_10, Release::Newest],
@@ -177,7 +181,14 @@ pub fn briefly() -> Result<()> {
         ..Options::default()
     };
     let lock = lock()?;
-    let supplies = Supplies::fetch(&options)?;
+    let (supplies, missing) = Supplies::fetch(&options)?;
+    let not_run: Vec<_> = missing
+        .iter()
+        .map(|(release, error)| format!("NOT RUN: Linux {}: {error:#}", release.name()))
+        .collect();
+    if supplies.kernels.is_empty() {
+        bail!(Unavailable(not_run.join("\n")));
+    }
     let machines = Machines::build(&options, supplies, lock)?;
     let reports = machines.boot_all(|case| {
         let report = case.boot();
@@ -195,7 +206,30 @@ pub fn briefly() -> Result<()> {
         }
         again
     });
-    machines.judge(&reports)
+    let outcome = machines.judge(&reports);
+    // Below the table, where it can't be missed.
+    for line in not_run {
+        println!("\n{line}");
+    }
+    outcome
+}
+
+/// Those of the names of tests which machines run that no test of the calling test binary has: `live` or
+/// `packets`.
+///
+/// # Errors
+///
+/// That the executable can't list its tests, or that machines run none of it.
+pub fn names_of_no_test(binary: &str) -> Result<Vec<&'static str>> {
+    let mut names = payload::named_tests(binary);
+    ensure!(!names.is_empty(), "machines run no test of {binary}");
+    let tests = run::output(Command::new(env::current_exe()?).arg("--list"))?;
+    let has = |name: &str| {
+        let mut tests = tests.lines().filter_map(|line| line.strip_suffix(": test"));
+        tests.any(|test| test.contains(name))
+    };
+    names.retain(|name| !has(name));
+    Ok(names)
 }
 
 /// What machines consist of that is not built here.
@@ -205,9 +239,12 @@ struct Supplies {
     kernels: Vec<(Release, Kernel)>,
 }
 
+/// Kernels that can't be had, and why.
+type Missing = Vec<(Release, anyhow::Error)>;
+
 impl Supplies {
     /// Fetches what the cache lacks, and installs QEMU if need be.
-    fn fetch(options: &Options) -> Result<Self> {
+    fn fetch(options: &Options) -> Result<(Self, Missing)> {
         setup::ensure(Group::Vm)?;
         let arch = options.arch.map_or_else(Arch::host, Ok)?;
         let releases = if options.kernel.is_empty() {
@@ -216,16 +253,32 @@ impl Supplies {
             &options.kernel
         };
         let userland = userland::ensure(arch, options.update)?;
-        let kernels = releases
-            .iter()
-            .map(|&release| Ok((release, Kernel::ensure(release, arch, options.update)?)))
-            .collect::<Result<_>>()?;
-        Ok(Self {
+        let (kernels, missing) = available(releases, |release| {
+            Kernel::ensure(release, arch, options.update)
+        })?;
+        let supplies = Self {
             arch,
             userland,
             kernels,
-        })
+        };
+        Ok((supplies, missing))
     }
+}
+
+/// The kernels that can be had, and those that can't; any other error is one.
+fn available<T>(
+    releases: &[Release],
+    fetch: impl Fn(Release) -> Result<T>,
+) -> Result<(Vec<(Release, T)>, Missing)> {
+    let (mut kernels, mut missing) = (Vec::new(), Missing::new());
+    for &release in releases {
+        match fetch(release) {
+            Ok(kernel) => kernels.push((release, kernel)),
+            Err(error) if error.is::<Unavailable>() => missing.push((release, error)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((kernels, missing))
 }
 
 /// All machines of a run.
@@ -414,4 +467,30 @@ fn make_disk(dir: &Path, disk: &Path) -> Result<()> {
 /// The file of a package, wherever its suite puts it.
 fn first_existing(candidates: &[PathBuf]) -> Option<&PathBuf> {
     candidates.iter().find(|path| path.exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_can_not_be_had_does_not_keep_others_from_being_tested() {
+        let fetch = |release| match release {
+            Release::Newest => {
+                Err(anyhow!("no network")).with_context(|| Unavailable("mirrors".into()))
+            }
+            release => Ok(release.suite()),
+        };
+        let both = [Release::Linux5_10, Release::Newest];
+        let (kernels, missing) = available(&both, fetch).unwrap();
+        assert_eq!(kernels, [(Release::Linux5_10, "bullseye")]);
+        let [(release, error)] = &missing[..] else {
+            panic!("{missing:?}");
+        };
+        assert_eq!(*release, Release::Newest);
+        assert_eq!(format!("{error:#}"), "mirrors: no network");
+        assert!(available(&both, |_| -> Result<()> { Err(anyhow!("a bug")) }).is_err());
+    }
 }

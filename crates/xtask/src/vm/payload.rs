@@ -157,10 +157,46 @@ fn for_arm64(variant: Variant) -> Option<Variant> {
     })
 }
 
+/// The names, or parts of names, of tests of `live` or of `packets` that the init process runs unless it is
+/// told otherwise.
+pub(super) fn named_tests(binary: &str) -> Vec<&'static str> {
+    let suffix = match binary {
+        "live" => String::new(),
+        other => format!("_{other}"),
+    };
+    let lists = ["quick", "usual"].map(|list| format!("\n{list}{suffix}=\""));
+    lists
+        .iter()
+        .filter_map(|begin| Some(INIT.split_once(begin)?.1.split_once('"')?.0))
+        .flat_map(str::split_whitespace)
+        // One list includes the other.
+        .filter(|name| !name.starts_with('$'))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::matrix::GoRelease;
+
+    #[test]
+    fn names_of_tests_are_found_in_the_init_process() {
+        let live = named_tests("live");
+        assert!(
+            live.contains(&"doctor::") && live.contains(&"exec_gate::"),
+            "{live:?}"
+        );
+        let packets = named_tests("packets");
+        let both = [
+            "client_is_told_apart_by_clsact_filters_too",
+            "filter_and_snaplen_hold",
+        ];
+        assert!(
+            both.iter()
+                .all(|name| packets.iter().any(|p| p.starts_with(name))),
+            "{packets:?}"
+        );
+    }
 
     #[test]
     fn both_architectures_have_every_release_and_program() {
