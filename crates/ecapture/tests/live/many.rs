@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -244,25 +244,44 @@ fn thirty_executables_are_detached_from_as_fast_as_one() -> Result<()> {
     const MANY: usize = 30;
 
     let fleet = Fleet::new("thirty")?;
+    let paths = (0..MANY).map(|number| fleet.add(number, GoRelease::NEWEST, Variant::Stripped));
+    let paths = paths.collect::<Result<Vec<_>>>()?;
+    // What else the machine does takes time, too: the best of three.
+    let mut best = [Duration::MAX; 2];
+    for _ in 0..3 {
+        for (best, count) in best.iter_mut().zip([2, MANY]) {
+            *best = detached_in(&paths[..count])?.min(*best);
+        }
+    }
+    let [two, thirty] = best;
+    println!("detached from two in {two:?}, from {MANY} in {thirty:?}");
+    // One after the other would be fifteen times as long: each takes waits of 50 to 100 ms in the kernel.
+    assert!(thirty < 5 * two + patient(DETACHING), "{two:?}, {thirty:?}");
+    Ok(())
+}
+
+/// What freeing the objects of thirty executables may take, and ending.
+const DETACHING: Duration = Duration::from_millis(500);
+
+/// How long a capture from some files takes from a signal to its end. It sees all of a program that runs one.
+fn detached_in(paths: &[PathBuf]) -> Result<Duration> {
     let mut command_line = ecapture();
     command_line.args(["gotls", "--format", "json"]);
-    for number in 0..MANY {
-        let path = fleet.add(number, GoRelease::NEWEST, Variant::Stripped)?;
+    for path in paths {
         command_line.arg("--elfpath").arg(path);
     }
     let capture = Capture::spawn(&mut command_line)?;
-    let said = format!("{MANY} executables and 0 processes");
+    let said = format!("{} executables and 0 processes", paths.len());
     assert!(capture.attached.contains(&said), "{}", capture.attached);
-    let path = fleet.dir().join("thirty-17");
-    let expected = Exchange::spawn(&mut command(&path, "-conns 2"))?.finish()?;
+    let path = &paths[paths.len() / 2];
+    let expected = Exchange::spawn(&mut command(path, "-conns 2"))?.finish()?;
     let begun = Instant::now();
     let captured = capture.stop()?;
-    // One after the other, it would take 90 waits of 50 to 100 ms, on a machine with nothing to do.
-    println!("detached in {:?}", begun.elapsed());
+    let took = begun.elapsed();
     captured
         .connections()?
         .assert_equal(&expected.connections());
-    Ok(())
+    Ok(took)
 }
 
 /// Keys of all programs go into one file.
