@@ -16,7 +16,7 @@ use crate::exchange::Program;
 use crate::https::{self, Https};
 
 /// The labels of a TLS 1.3 session, those of QUIC's too.
-const TLS_1_3: [&str; 4] = [
+pub(crate) const TLS_1_3: [&str; 4] = [
     "CLIENT_HANDSHAKE_TRAFFIC_SECRET",
     "CLIENT_TRAFFIC_SECRET_0",
     "SERVER_HANDSHAKE_TRAFFIC_SECRET",

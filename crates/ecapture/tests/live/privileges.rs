@@ -1,7 +1,7 @@
 //! The least privilege: what README documents is enough to begin, with less the error names what is
 //! missing, and once everything is attached hardly anything is kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use xtask::matrix::{GoRelease, Variant};
-use xtask::process::Child;
+use xtask::process::{Child, Finished};
 
 use crate::capture::{Capture, Captured, ecapture};
-use crate::exchange::{Exchange, LONG, NOBODY, Program};
+use crate::exchange::{Exchange, LONG, Log, NOBODY, Program};
+use crate::exec_gate::guard_of;
 use crate::fleet::{self, Fleet};
-use crate::kernel;
 use crate::wrong_input::{FAILED, refused};
+use crate::{kernel, keylog, plain};
 
 /// Capabilities by name, as setpriv(1) knows them.
 const TRACE: &[&str] = &["bpf", "perfmon"];
@@ -38,12 +39,77 @@ fn copy_of_ecapture() -> Result<Program> {
     Program::copy_of(Path::new(env!("CARGO_BIN_EXE_ecapture")))
 }
 
-/// The modes with what they take.
-const MODES: [(&str, &[&str]); 3] = [
-    ("--format json", TRACE),
-    ("-m keylog -k -", TRACE),
-    ("-m pcap -w - -i lo", PACKETS),
+/// The modes with what they take. All write to standard output.
+const MODES: [(&str, &[&str]); 4] = [
+    (JSON, TRACE),
+    (KEYLOG, TRACE),
+    (PLAIN, TRACE),
+    (PCAP, PACKETS),
 ];
+const JSON: &str = "--format json --events connection,data,lost,close";
+const KEYLOG: &str = "-m keylog -k -";
+const PLAIN: &str = "-m plain -w -";
+const PCAP: &str = "-m pcap -w - -i lo";
+
+/// What is captured in these tests: so many connections of a program with itself.
+const TRAFFIC: &str = "-tls 1.3 -conns 2 -sizes 1,1000";
+const CONNECTIONS: usize = 2;
+
+/// Checks that a mode's output has all of [`TRAFFIC`].
+fn check(mode: &str, finished: Finished, log: &Log) -> Result<()> {
+    let stderr = finished.stderr_text();
+    ensure!(stderr.contains("lost: 0 "), "{mode}: {stderr}");
+    match mode {
+        JSON => Captured::new(finished)?
+            .connections()?
+            .assert_equal(&log.connections()),
+        KEYLOG => {
+            let keys = finished.stdout_text();
+            for label in keylog::TLS_1_3 {
+                let count = keys.lines().filter(|line| line.starts_with(label)).count();
+                ensure!(count == CONNECTIONS, "{label}: {keys}");
+            }
+        }
+        PLAIN => {
+            // What each end wrote, and what it read.
+            let lengths = fields(&finished, "tcp.len > 0", "tcp.len")?;
+            let bytes: u64 = lengths.iter().sum();
+            let log = log.streams.iter().flat_map(|stream| &stream.calls);
+            assert_eq!(bytes, log.sum::<u64>(), "{mode}: {lengths:?}");
+        }
+        _ => {
+            // Each connection from its beginning to its end, without a gap: attribution is lost without
+            // the capabilities that it takes.
+            for filter in [
+                "tcp.flags.syn == 1 && tcp.flags.ack == 0",
+                "tcp.flags.syn == 1 && tcp.flags.ack == 1",
+                "tcp.flags.fin == 1",
+            ] {
+                let streams: BTreeSet<_> = fields(&finished, filter, "tcp.stream")?
+                    .into_iter()
+                    .collect();
+                assert_eq!(streams.len(), CONNECTIONS, "{mode}: {filter}: {stderr}");
+            }
+            let gaps = "tcp.analysis.lost_segment || tcp.analysis.ack_lost_segment";
+            assert_eq!(fields(&finished, gaps, "tcp.stream")?, [0; 0], "{mode}");
+            let keys = format!(", {} keys; ", keylog::TLS_1_3.len() * CONNECTIONS);
+            ensure!(stderr.contains(&keys), "{mode}: {stderr}");
+        }
+    }
+    Ok(())
+}
+
+/// A number of each packet that the filter accepts, in a file of packets on standard output.
+fn fields(finished: &Finished, filter: &str, field: &str) -> Result<Vec<u64>> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("packets.pcapng");
+    fs::write(&file, &finished.stdout)?;
+    let found = plain::fields(&file, filter, &[field])?;
+    found
+        .iter()
+        .map(|number| number.parse().context(number.clone()))
+        .collect()
+}
 
 /// What uprobes take on this kernel: before multi-uprobe links, kernels differ in whether
 /// CAP_PERFMON is enough. Before Linux 5.11, memory of eBPF counts as locked, of which users have little.
@@ -71,13 +137,9 @@ fn each_mode_runs_with_the_documented_capabilities() -> Result<()> {
             .arg("-e")
             .arg(program.path());
         let mut capture = Capture::spawn(&mut command)?;
-        program.run("-conns 2 -sizes 1,1000")?;
+        let log = program.run(TRAFFIC)?;
         capture.child().signal(crate::capture::Signal::INT)?;
-        let finished = capture.end()?.success()?;
-        let stderr = finished.stderr_text();
-        let summary = stderr.lines().last().unwrap_or_default();
-        ensure!(summary.contains("lost: 0 "), "{flags}: {stderr}");
-        ensure!(finished.stdout.len() > 500, "{flags}: {stderr}");
+        check(flags, capture.end()?.success()?, &log)?;
     }
     Ok(())
 }
@@ -94,7 +156,7 @@ fn each_mode_captures_another_users_process_with_the_documented_capabilities() -
             capabilities.push("dac_read_search");
         }
         let program = Program::newest()?;
-        let mut target = program.start("-hold -conns 2 -sizes 1,1000")?;
+        let mut target = program.start(&format!("-hold {TRAFFIC}"))?;
         let mut command = as_nobody(&ecapture, &capabilities);
         let capture = Capture::spawn(
             command
@@ -102,12 +164,11 @@ fn each_mode_captures_another_users_process_with_the_documented_capabilities() -
                 .args(["--pid", &target.pid().to_string()]),
         )?;
         target.go()?;
-        target.finish()?;
+        let log = target.finish()?;
         let finished = capture.end()?.success()?;
         let stderr = finished.stderr_text();
         ensure!(!stderr.contains("note: "), "{flags}: {stderr}");
-        ensure!(stderr.contains("lost: 0 "), "{flags}: {stderr}");
-        ensure!(finished.stdout.len() > 500, "{flags}: {stderr}");
+        check(flags, finished, &log)?;
     }
     Ok(())
 }
@@ -236,15 +297,18 @@ fn what_is_missing_of_packets_without_a_capability_is_said() -> Result<()> {
     Ok(())
 }
 
+// include/uapi/linux/capability.h
+const DAC_OVERRIDE: u64 = 1 << 1;
+const DAC_READ_SEARCH: u64 = 1 << 2;
+const SYS_PTRACE: u64 = 1 << 19;
+const PERFMON: u64 = 1 << 38;
+const BPF: u64 = 1 << 39;
+
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn what_was_needed_only_to_begin_is_given_up() -> Result<()> {
     const NET_READ: u64 = BPF | SYS_PTRACE | DAC_READ_SEARCH;
-    const BPF: u64 = 1 << 39;
     const NET_ADMIN: u64 = 1 << 12;
-    const SYS_PTRACE: u64 = 1 << 19;
-    const DAC_READ_SEARCH: u64 = 1 << 2;
-    const DAC_OVERRIDE: u64 = 1 << 1;
     const FOWNER: u64 = 1 << 3;
 
     // By thread: what reading and detaching need, and looking after the sockets of new processes.
@@ -263,10 +327,11 @@ fn what_was_needed_only_to_begin_is_given_up() -> Result<()> {
         dir.path().display()
     );
     for (flags, expected) in [
-        ("--format json", &none),
+        (JSON, &none),
         (&events, &rotating),
-        ("-m keylog -k -", &none),
-        ("-m pcap -w - -i lo", &packets),
+        (KEYLOG, &none),
+        (PLAIN, &none),
+        (PCAP, &packets),
     ] {
         let program = Program::newest()?;
         let target = program.start("-scenario slow -minseconds 2 -conns 2 -sizes 100")?;
@@ -287,6 +352,32 @@ fn what_was_needed_only_to_begin_is_given_up() -> Result<()> {
         let stderr = capture.end()?.success()?.stderr_text();
         ensure!(stderr.contains("lost: 0 "), "{flags}: {stderr}");
     }
+    Ok(())
+}
+
+/// What attaching to further programs takes is kept by the thread that does it, and the process that holds
+/// programs keeps what letting them go on takes.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn what_attaching_to_further_programs_takes_is_kept() -> Result<()> {
+    const SYS_ADMIN: u64 = 1 << 21;
+    const ATTACH: u64 = BPF | PERFMON | SYS_PTRACE | DAC_READ_SEARCH | DAC_OVERRIDE | SYS_ADMIN;
+
+    let fleet = Fleet::new("kept")?;
+    let path = fleet.add(0, GoRelease::NEWEST, Variant::Default)?;
+    let capture = fleet.capture()?;
+    let log = Exchange::spawn(&mut fleet::command(&path, "-sizes 100"))?.finish()?;
+    let of_capture = capabilities_of(capture.pid())?;
+    let of_guard = capabilities_of(guard_of(&capture)?)?;
+    println!("{of_capture:x?} {of_guard:x?}");
+    let expected = [("consumer", 0), ("ecapture", 0), ("programs", ATTACH)];
+    let expected = expected.map(|(name, set)| (name.to_owned(), set));
+    assert_eq!(of_capture, expected.into(), "{of_capture:x?}");
+    assert!(of_guard.into_values().eq([SYS_ADMIN]));
+    capture
+        .stop()?
+        .connections()?
+        .assert_equal(&log.connections());
     Ok(())
 }
 
