@@ -28,11 +28,14 @@ fn everything_is_shown(release: GoRelease, variant: Variant, flags: &str) -> Res
 }
 
 macro_rules! releases {
-    ($($module:ident: $release:ident { $($test:ident: $variant:ident),* $(,)? })*) => {$(
+    ($($module:ident: $release:ident {
+        $($(#[$attribute:meta])* $test:ident: $variant:ident),* $(,)?
+    })*) => {$(
         mod $module {
             use super::*;
 
             $(
+                $(#[$attribute])*
                 #[test]
                 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
                 fn $test() -> Result<()> {
@@ -50,27 +53,35 @@ macro_rules! releases {
     )*};
 }
 
+// Of other architectures than amd64 there are fewer variants.
 releases! {
     go_1_15: Go1_15 {
         default: Default, stripped: Stripped, pie: Pie, stripped_pie: StrippedPie,
-        external: External, external_pie: ExternalPie, noopt: NoOpt,
+        #[cfg(target_arch = "x86_64")] external: External,
+        #[cfg(target_arch = "x86_64")] external_pie: ExternalPie,
+        #[cfg(target_arch = "x86_64")] noopt: NoOpt,
     }
     go_1_19: Go1_19 { default: Default, stripped: Stripped, pie: Pie, stripped_pie: StrippedPie }
     go_1_21: Go1_21 {
         default: Default, stripped: Stripped, pie: Pie, stripped_pie: StrippedPie,
-        noopt: NoOpt, race: Race,
+        #[cfg(target_arch = "x86_64")] noopt: NoOpt,
+        #[cfg(target_arch = "x86_64")] race: Race,
     }
     go_1_22: Go1_22 { default: Default, stripped: Stripped, pie: Pie, stripped_pie: StrippedPie }
     go_1_23: Go1_23 { default: Default, stripped: Stripped, pie: Pie, stripped_pie: StrippedPie }
     go_1_24: Go1_24 {
         default: Default, stripped: Stripped, pie: Pie, stripped_pie: StrippedPie,
-        noopt: NoOpt, race: Race,
+        #[cfg(target_arch = "x86_64")] noopt: NoOpt,
+        #[cfg(target_arch = "x86_64")] race: Race,
     }
     go_1_25: Go1_25 { default: Default, stripped: Stripped, pie: Pie, stripped_pie: StrippedPie }
     go_1_26: Go1_26 { default: Default, stripped: Stripped, pie: Pie, stripped_pie: StrippedPie }
     go_1_27: Go1_27 {
         default: Default, stripped: Stripped, pie: Pie, stripped_pie: StrippedPie,
-        external: External, external_pie: ExternalPie, noopt: NoOpt, race: Race,
+        #[cfg(target_arch = "x86_64")] external: External,
+        #[cfg(target_arch = "x86_64")] external_pie: ExternalPie,
+        #[cfg(target_arch = "x86_64")] noopt: NoOpt,
+        #[cfg(target_arch = "x86_64")] race: Race,
     }
 }
 
