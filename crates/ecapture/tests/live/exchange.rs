@@ -146,6 +146,15 @@ impl Exchange {
     pub(crate) fn finish_with_done(self) -> Result<(Log, serde_json::Value)> {
         Log::of(&self.child.finish(LONG)?.success()?)
     }
+
+    /// Waits for its end after the other end of its one connection has vanished: how many bytes it has read.
+    pub(crate) fn finish_cut_off(self) -> Result<u64> {
+        let said = self.child.finish(LONG)?.stdout_text();
+        let streams = said.lines().map(serde_json::from_str::<StreamLog>);
+        let read = streams.flatten().find(|s| s.direction == "read");
+        let read = read.with_context(|| format!("no stream: {said}"))?;
+        Ok(read.calls.iter().sum())
+    }
 }
 
 /// What the program says that it wrote and read.
