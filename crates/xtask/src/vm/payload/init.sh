@@ -61,7 +61,8 @@ run() {
 
 # What has nothing to do with the kernel, or wants a program that is not here.
 not_here="--skip third_party --skip caddy --skip etcd --skip a_watch_is_shown --skip grpc_is_read --skip websocket_is_read
-    --skip tshark --skip other_languages --skip inspect:: --skip wrong_input::a_ --skip at_full_speed --skip role"
+    --skip tshark --skip other_languages --skip inspect:: --skip wrong_input::a_ --skip at_full_speed --skip role
+    --skip copies:: --skip libraries:: --skip those_of_a_copy"
 # Few tests that need everything of which kernels have several kinds.
 quick="exact::go_1_15::stripped_pie exact::go_1_27::default
     keylog::go_1_24::keys_are_those_that_the_program_logs
