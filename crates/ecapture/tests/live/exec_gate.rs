@@ -48,7 +48,7 @@ fn send(pid: u32, signal: Signal) -> Result<()> {
 }
 
 /// Stops the capture, and waits until all of its threads have.
-fn stop(capture: &mut Capture) -> Result<()> {
+pub(crate) fn stop(capture: &mut Capture) -> Result<()> {
     capture.child().signal(Signal::STOP)?;
     let deadline = Instant::now() + patient(LONG);
     while !kernel::is_stopped(capture.pid())? {

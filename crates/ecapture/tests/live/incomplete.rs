@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use anyhow::{Result, bail, ensure};
 
 use crate::accounting::Streams;
-use crate::capture::{Capture, Line};
+use crate::capture::{Capture, Line, Signal};
 use crate::exchange::Program;
+use crate::exec_gate::stop;
 
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
@@ -62,6 +63,25 @@ fn every_lost_byte_is_counted_where_it_is_missing() -> Result<()> {
     let account = Streams::of(&log, SIZES).account(&captured)?;
     println!("{account}");
     assert!(account.lost > 0, "the buffer was large enough: no test");
+    Ok(())
+}
+
+/// A record takes about as much of the buffer as its message. While nobody reads, 4 records of each of 100
+/// rounds, with 100 bytes of payload, have to fit: there is room for 640 bytes each.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn a_buffer_holds_as_many_small_messages_as_fit() -> Result<()> {
+    let program = Program::newest()?;
+    let mut target = program.start("-hold -rounds 100 -sizes 100")?;
+    let mut capture = Capture::of(&program.path(), "--mapsize 256")?;
+    stop(&mut capture)?;
+    target.go()?;
+    let log = target.finish()?;
+    capture.child().signal(Signal::CONT)?;
+    capture
+        .stop()?
+        .connections()?
+        .assert_equal(&log.connections());
     Ok(())
 }
 

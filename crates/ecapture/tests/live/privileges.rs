@@ -144,6 +144,24 @@ fn each_mode_runs_with_the_documented_capabilities() -> Result<()> {
     Ok(())
 }
 
+/// `ulimit -l 0`, and no way to raise it where memory of eBPF does not count as locked.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn no_limit_on_locked_memory_is_too_low_for_root() -> Result<()> {
+    let program = Program::newest()?;
+    let mut command = Command::new("prlimit");
+    command.arg("--memlock=0:0");
+    if kernel::version()? >= (5, 11) {
+        command.args(["setpriv", "--bounding-set", "-sys_resource"]);
+    }
+    command.arg(env!("CARGO_BIN_EXE_ecapture")).arg("gotls");
+    command.args(JSON.split_whitespace()).arg("-e");
+    let mut capture = Capture::spawn(command.arg(program.path()))?;
+    let log = program.run(TRAFFIC)?;
+    capture.child().signal(crate::capture::Signal::INT)?;
+    check(JSON, capture.end()?.success()?, &log)
+}
+
 /// Of a process of somebody else, which has connections already.
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
