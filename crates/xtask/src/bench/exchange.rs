@@ -92,7 +92,8 @@ pub(super) struct Sample {
     /// does on its behalf.
     pub(super) wall: f64,
     pub(super) cpu: f64,
-    /// For all of them, in ns: time, and CPU time of the thread that takes the records.
+    /// For all of them and for the warm-up, whose events are counted too, in ns: time, and CPU time of the
+    /// thread that takes the records.
     pub(super) total: f64,
     pub(super) consumer: f64,
     pub(super) counts: Counts,
@@ -123,7 +124,7 @@ impl Sample {
         Ok(Self {
             wall: ns / turns,
             cpu: number(&result, "cpu_ns")? / turns,
-            total: ns,
+            total: number(&result, "total_ns")?,
             consumer,
             counts,
         })
