@@ -388,7 +388,12 @@ fn what_attaching_to_further_programs_takes_is_kept() -> Result<()> {
     let of_capture = capabilities_of(capture.pid())?;
     let of_guard = capabilities_of(guard_of(&capture)?)?;
     println!("{of_capture:x?} {of_guard:x?}");
-    let expected = [("consumer", 0), ("ecapture", 0), ("programs", ATTACH)];
+    let expected = [
+        ("consumer", 0),
+        ("ecapture", 0),
+        ("log", 0),
+        ("programs", ATTACH),
+    ];
     let expected = expected.map(|(name, set)| (name.to_owned(), set));
     assert_eq!(of_capture, expected.into(), "{of_capture:x?}");
     assert!(of_guard.into_values().eq([SYS_ADMIN]));
