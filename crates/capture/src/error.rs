@@ -68,6 +68,14 @@ pub enum Error {
         /// Their names.
         missing: String,
     },
+    /// The kernel does not show a process to us.
+    #[error("not permitted to look at {what}: {why}")]
+    HiddenProcess {
+        /// Which process, or whose.
+        what: &'static str,
+        /// What is missing, or else what the cause may be.
+        why: &'static str,
+    },
     /// The capabilities are there, and the kernel refuses all the same.
     #[error("the kernel does not permit to {what} ({reason}): {hint}")]
     NotPermitted {

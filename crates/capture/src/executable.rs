@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 
 use crate::mapped_file::with_bytes;
+use crate::privileges::hidden_process;
 use crate::{Error, Process};
 
 /// Tells executables apart, whatever path leads to them.
@@ -56,10 +57,7 @@ impl Executable {
         let name = process.executable_name()?;
         Self::open_as(&link, &name).map_err(|reason| match reason.kind() {
             io::ErrorKind::NotFound => Error::NoExecutable { pid: process.pid() },
-            io::ErrorKind::PermissionDenied => Error::MissingCapabilities {
-                what: "look at another user's process",
-                missing: "CAP_SYS_PTRACE".into(),
-            },
+            io::ErrorKind::PermissionDenied => hidden_process("another user's process"),
             _ => Error::Process {
                 pid: process.pid(),
                 what: "opening its executable",

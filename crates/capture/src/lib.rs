@@ -66,7 +66,7 @@ pub use network_namespace::NetworkNamespace;
 pub use packets::{HookKind, InterfaceStatistics, PacketCapture, PacketOptions, PacketTarget};
 pub use privileges::{
     effective_user_can_trace, give_up_privileges, keep_privileges_to_attach,
-    keep_privileges_to_rename_files,
+    keep_privileges_to_rename_files, why_processes_are_hidden,
 };
 pub use probe_set::{Objects, ProbeSet, Selection, SetOptions, Taking, TargetId};
 pub use probes::{Filters, Options, Part, Probes, Wanted};

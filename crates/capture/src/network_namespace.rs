@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::privileges::hidden_process;
 use crate::{Error, Process};
 
 /// A socket of the calling thread's network namespace, which is bound to nothing.
@@ -40,10 +41,7 @@ impl NetworkNamespace {
         let open = |path: &str| {
             File::open(path).map_err(|reason| match reason.kind() {
                 io::ErrorKind::NotFound => Error::NoSuchProcess { pid },
-                io::ErrorKind::PermissionDenied => Error::MissingCapabilities {
-                    what: "look at another user's process",
-                    missing: "CAP_SYS_PTRACE".into(),
-                },
+                io::ErrorKind::PermissionDenied => hidden_process("another user's process"),
                 _ => Error::Process {
                     pid,
                     what: "opening its network namespace",

@@ -67,6 +67,23 @@ pub(crate) fn can_look_at_any_process() -> bool {
     })
 }
 
+/// Why the kernel does not show processes to us, for the user.
+pub fn why_processes_are_hidden() -> &'static str {
+    if held().is_some_and(|held| held.contains(CapabilitySet::SYS_PTRACE)) {
+        "the kernel refuses it all the same, as for another user namespace, or for a security module"
+    } else {
+        "run as root, or with CAP_SYS_PTRACE"
+    }
+}
+
+/// The error for a process that the kernel does not show.
+pub(crate) fn hidden_process(what: &'static str) -> Error {
+    Error::HiddenProcess {
+        what,
+        why: why_processes_are_hidden(),
+    }
+}
+
 /// The calling thread's effective capabilities.
 fn held() -> Option<CapabilitySet> {
     capabilities(None).ok().map(|sets| sets.effective)

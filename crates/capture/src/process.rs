@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::Error;
+use crate::privileges::hidden_process;
 
 /// A running process, held by a pidfd: its number can't be taken over by another one unnoticed.
 #[derive(Debug)]
@@ -50,10 +51,7 @@ impl Process {
     pub(crate) fn executable_name(&self) -> Result<PathBuf, Error> {
         fs::read_link(self.executable_link()).map_err(|reason| match reason.kind() {
             io::ErrorKind::NotFound => Error::NoExecutable { pid: self.pid },
-            io::ErrorKind::PermissionDenied => Error::MissingCapabilities {
-                what: "look at another user's process",
-                missing: "CAP_SYS_PTRACE".into(),
-            },
+            io::ErrorKind::PermissionDenied => hidden_process("another user's process"),
             _ => Error::Process {
                 pid: self.pid,
                 what: "reading its executable's path",

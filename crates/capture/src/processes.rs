@@ -7,6 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use crate::executable::{Identity, changed_ns};
+use crate::privileges::hidden_process;
 use crate::proc_files::{ENVIRONMENT_MAX, parts};
 use crate::{Error, Process};
 
@@ -42,10 +43,7 @@ impl ProcessInfo {
             // A process that ends while we look at it.
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                Err(Error::MissingCapabilities {
-                    what: "look at other users' processes",
-                    missing: "CAP_SYS_PTRACE".into(),
-                })
+                Err(hidden_process("other users' processes"))
             }
             Err(reason) => Err(Error::Process {
                 pid,
@@ -112,7 +110,7 @@ pub fn running() -> Result<(Vec<ProcessInfo>, usize), Error> {
     for pid in pids()? {
         match ProcessInfo::of(pid) {
             Ok(info) => found.extend(info),
-            Err(Error::MissingCapabilities { .. }) => hidden += 1,
+            Err(Error::HiddenProcess { .. }) => hidden += 1,
             Err(error) => return Err(error),
         }
     }

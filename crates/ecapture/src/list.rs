@@ -80,7 +80,8 @@ pub(crate) fn run(args: &ListArgs) -> Result<(), Failure> {
         eprintln!("ecapture: none of the {looked_at} are {what}");
     }
     if hidden > 0 {
-        eprintln!("ecapture: {hidden} more could not be looked at, which takes CAP_SYS_PTRACE");
+        let why = capture::why_processes_are_hidden();
+        eprintln!("ecapture: processes that can't be looked at: {hidden}; {why}");
     }
     Ok(())
 }

@@ -67,8 +67,9 @@ impl Watch {
         programs.pin_executables()?;
         let hidden = programs.look_at_all(Seen::Running)?;
         if hidden > 0 {
+            let why = capture::why_processes_are_hidden();
             say(&format!(
-                "note: {hidden} processes of other users can't be looked at without CAP_SYS_PTRACE"
+                "note: processes that can't be looked at: {hidden}; {why}"
             ));
         }
         let stop = eventfd(0, EventfdFlags::CLOEXEC)
