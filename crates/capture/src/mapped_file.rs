@@ -187,12 +187,13 @@ mod tests {
         const NAME: &str = "mapped_file::tests::bus_errors_elsewhere_end_the_process";
 
         if std::env::var_os(OURSELVES_AGAIN).is_none() {
-            let status = Command::new(std::env::current_exe().unwrap())
+            // Its words, which end in the middle, are not to be taken for ours.
+            let output = Command::new(std::env::current_exe().unwrap())
                 .args(["--exact", NAME])
                 .env(OURSELVES_AGAIN, "1")
-                .status()
+                .output()
                 .unwrap();
-            assert_eq!(status.signal(), Some(libc::SIGBUS));
+            assert_eq!(output.status.signal(), Some(libc::SIGBUS));
             return;
         }
         let (ours, other) = (file(1), file(1));

@@ -1,6 +1,7 @@
 //! Cargo, called by cargo: for the workspace this crate was built from.
 
 use std::env;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -18,7 +19,22 @@ pub fn workspace() -> PathBuf {
 /// The command `cargo`, in the checkout's root.
 #[must_use]
 pub fn cargo() -> Command {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    in_workspace(Command::new(program()))
+}
+
+/// The same with SIGHUP as it is by default: nohup(1) has all below it ignore that, and tests end captures by it.
+#[must_use]
+pub fn cargo_to_test() -> Command {
+    let mut command = Command::new("env");
+    command.arg("--default-signal=HUP").arg(program());
+    in_workspace(command)
+}
+
+fn program() -> OsString {
+    env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+fn in_workspace(mut command: Command) -> Command {
     command.current_dir(workspace());
     // Set for us by the cargo that runs us; they are not meant for another build.
     for name in [

@@ -8,7 +8,7 @@ use std::{env, fmt, fs, thread};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::cargo::{cargo, workspace};
+use crate::cargo::{cargo, cargo_to_test, workspace};
 use crate::matrix::{self, GoRelease, Program};
 use crate::setup::{self, Group, Unavailable};
 use crate::toolchain::Toolchain;
@@ -146,7 +146,7 @@ fn failed_tests(output: &str) -> Vec<&str> {
 
 /// `cargo test` of everything with what the tests need, up to the arguments of the tests themselves.
 fn test_command(quick: bool) -> Result<Command> {
-    let mut command = cargo();
+    let mut command = cargo_to_test();
     command.args(["test", "--workspace", "--lib", "--bins", "--tests"]);
     command.args(["--no-fail-fast", "--"]);
     command.args((!quick).then_some("--include-ignored"));

@@ -1,6 +1,7 @@
 //! Which interfaces, and which packets on them.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::Result;
@@ -43,6 +44,7 @@ fn an_interface_that_is_not_there_is_refused_and_the_file_stays() -> Result<()> 
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("file");
     fs::write(&file, "an earlier capture")?;
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
     let mut command = PacketCapture::command();
     command.arg("-e").arg(program.path()).arg("-w").arg(&file);
     command.args(["-i", "lo", "-i", "nosuch"]);
