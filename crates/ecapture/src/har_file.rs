@@ -11,7 +11,7 @@ use crate::args::OutputArgs;
 use crate::decoding::{Decoding, Events};
 use crate::failure::Failure;
 use crate::pipeline::{Destination, Ending, Output};
-use crate::secret_file::{create_secrets, empty, open};
+use crate::secret_file::{Place, empty, open};
 
 /// A HAR file, which is complete however the capture ends, unless the program is killed.
 pub(crate) struct HarFile {
@@ -24,7 +24,7 @@ pub(crate) struct HarFile {
 impl HarFile {
     /// Opens the file, or standard output for `-`.
     pub(crate) fn open(path: &Path) -> Result<(Destination, File), Failure> {
-        open(path, Destination::Har, create_secrets)
+        open(path, Destination::Har, Place::create)
     }
 
     /// Drops what was in the file.

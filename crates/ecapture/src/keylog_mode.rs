@@ -11,7 +11,7 @@ use trace::{KeyLog, Timestamp, escape_name};
 use crate::failure::Failure;
 use crate::parts::FilePlans;
 use crate::pipeline::{Destination, Ending, Output};
-use crate::secret_file::{append_secrets, open};
+use crate::secret_file::{Place, open};
 
 /// Where keys go unless `-k` says otherwise: eCapture's default.
 pub(crate) const DEFAULT_FILE: &str = "ecapture_gotls_key.log";
@@ -26,7 +26,7 @@ pub(crate) struct Keys {
 impl Keys {
     /// Opens the file, or standard output for `-`.
     pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
-        let (destination, file) = open(path, Destination::KeyLog, append_secrets)?;
+        let (destination, file) = open(path, Destination::KeyLog, Place::append)?;
         Ok(Self {
             log: KeyLog::new(file),
             destination,

@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use trace::escape_name;
 
 use crate::failure::Failure;
-use crate::secret_file::append_secrets;
+use crate::secret_file::Place;
 use queue::{Line, Queue, To};
 
 /// Text that waits at most.
@@ -60,7 +60,7 @@ pub(crate) fn open(path: &Path) -> Result<(), Failure> {
         )));
     }
     let redirect = || {
-        let file = append_secrets(path)?;
+        let file = Place::of(path)?.append()?;
         let terminal = io::stderr().as_fd().try_clone_to_owned()?;
         rustix::stdio::dup2_stderr(&file)?;
         Ok::<_, io::Error>(terminal)

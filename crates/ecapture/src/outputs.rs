@@ -15,7 +15,7 @@ use crate::pcap_mode::{Files, PacketFile};
 use crate::pipeline::{Destination, Output, Pipeline};
 use crate::plain_mode::PlainFile;
 use crate::recorder::{Context, Recorder, open_recording};
-use crate::secret_file::{create_secrets, open};
+use crate::secret_file::{Place, open};
 use crate::text_mode::Plaintext;
 
 /// Files and connections, with nothing written to them yet: what can't begin must not cost the user
@@ -54,7 +54,7 @@ impl Outputs {
             Mode::Plain if alone || args.pcapfile.is_some() => {
                 let path = args.pcapfile.as_deref();
                 let path = path.unwrap_or(Path::new(crate::plain_mode::DEFAULT_FILE));
-                outputs.plain = Some(open(path, Destination::Packets, create_secrets)?);
+                outputs.plain = Some(open(path, Destination::Packets, Place::create)?);
             }
             // Beside a recording, keys may be wanted without packets.
             Mode::Keylog | Mode::Pcap if alone || args.keylogfile.is_some() => {

@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::log;
 use crate::pipeline::{Destination, Ending, Output};
 use crate::recorder::{CapturedInterface, Context};
-use crate::secret_file::{append_secrets, create_secrets, empty, open};
+use crate::secret_file::{Place, empty, open};
 use crate::session::Attached;
 
 /// Where packets go unless `-w` says otherwise: eCapture's default.
@@ -31,9 +31,9 @@ impl Files {
         let path = args.pcapfile.as_deref();
         let path = path.unwrap_or(Path::new(DEFAULT_FILE));
         let keys = args.keylogfile.as_deref();
-        let keys = keys.map(|path| open(path, Destination::KeyLog, append_secrets));
+        let keys = keys.map(|path| open(path, Destination::KeyLog, Place::append));
         Ok(Self {
-            packets: open(path, Destination::Packets, create_secrets)?,
+            packets: open(path, Destination::Packets, Place::create)?,
             keys: keys.transpose()?,
         })
     }

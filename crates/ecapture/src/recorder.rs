@@ -12,7 +12,7 @@ use trace::{Interface, RecordingWriter, Timestamp};
 use crate::args::Mode;
 use crate::failure::Failure;
 use crate::pipeline::{Destination, Ending};
-use crate::secret_file::{create_secrets, empty, open};
+use crate::secret_file::{Place, empty, open};
 
 /// What was captured, where and how: all that outputs need to know besides records. docs/recording.md
 /// describes the fields; they are only added to.
@@ -117,7 +117,7 @@ pub(crate) struct Recorder {
 
 /// Opens the file, before anything is attached.
 pub(crate) fn open_recording(path: &Path) -> Result<(Destination, File), Failure> {
-    open(path, Destination::Recording, create_secrets)
+    open(path, Destination::Recording, Place::create)
 }
 
 impl Recorder {

@@ -7,12 +7,13 @@ use std::fs::{File, Metadata};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, RenameFlags, Stat, fstat, linkat, openat, renameat_with, unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Stat, fstat, linkat, openat, renameat_with,
+    statat, unlinkat,
 };
 use rustix::io::Errno;
 use trace::escape_name;
@@ -25,7 +26,7 @@ use crate::pipeline::Destination;
 pub(crate) fn open(
     path: &Path,
     destination: impl FnOnce(PathBuf) -> Destination,
-    open_file: impl FnOnce(&Path) -> io::Result<File>,
+    open_file: impl FnOnce(&Place) -> io::Result<File>,
 ) -> Result<(Destination, File), Failure> {
     if path == Path::new("-") {
         let destination = Destination::Stdout;
@@ -34,20 +35,14 @@ pub(crate) fn open(
         return Ok((destination, stdout.map_err(Failure::WrongInput)?.into()));
     }
     let destination = destination(path.into());
-    let file = open_file(path).with_context(|| destination.to_string());
-    let file = file.map_err(Failure::WrongInput)?;
-    tell_if_others_can_read(&file, &destination);
-    Ok((destination, file))
-}
-
-/// Opens a file to add lines at its end.
-pub(crate) fn append_secrets(path: &Path) -> io::Result<File> {
-    Place::of(path)?.append()
-}
-
-/// Opens a file to write it anew, once [`empty`] has made room.
-pub(crate) fn create_secrets(path: &Path) -> io::Result<File> {
-    Place::of(path)?.open(OFlags::CREATE)
+    let place = Place::of(path);
+    let file = place.and_then(|place| {
+        let file = open_file(&place)?;
+        place.tell_if_others_can_read(&file, &destination);
+        Ok(file)
+    });
+    let file = file.with_context(|| destination.to_string());
+    Ok((destination, file.map_err(Failure::WrongInput)?))
 }
 
 /// Drops what is in a file. Not done when it is opened: what can't begin must not cost the user an
@@ -57,23 +52,6 @@ pub(crate) fn empty(file: &File) -> io::Result<()> {
         file.set_len(0)?;
     }
     Ok(())
-}
-
-/// Says so if a file that was there already shows its secrets to others than its owner, who may want it so.
-pub(crate) fn tell_if_others_can_read(file: &File, name: &dyn Display) {
-    const READABLE_BY_OTHERS: u32 = 0o044;
-
-    let Ok(metadata) = file.metadata() else {
-        return;
-    };
-    if metadata.is_file() && metadata.mode() & READABLE_BY_OTHERS != 0 {
-        let name = name.to_string();
-        log::line(&format!(
-            "note: {} can be read by others (mode {:04o})",
-            escape_name(name.as_bytes()),
-            metadata.mode() & 0o7777
-        ));
-    }
 }
 
 /// A name in a directory, which is the same one whatever becomes of the path that led there.
@@ -109,16 +87,38 @@ impl Place {
 
     /// Opens the file to add lines at its end.
     pub(crate) fn append(&self) -> io::Result<File> {
-        let mut file = self.open(OFlags::CREATE | OFlags::APPEND)?;
+        let mut file = self.open(OFlags::APPEND)?;
         if ends_within_a_line(&file) {
             file.write_all(b"\n")?;
         }
         Ok(file)
     }
 
-    /// Makes the file, which must not be there.
-    pub(crate) fn create_new(&self) -> io::Result<File> {
-        self.open(OFlags::CREATE | OFlags::EXCL)
+    /// Opens the file to write it anew, once [`empty`] has made room.
+    pub(crate) fn create(&self) -> io::Result<File> {
+        self.open(OFlags::empty())
+    }
+
+    /// Says so if a file that was there already shows its secrets to others than its owner, who may want it so.
+    pub(crate) fn tell_if_others_can_read(&self, file: &File, name: &dyn Display) {
+        const READABLE_BY_GROUP: u32 = 0o040;
+        const READABLE_BY_OTHERS: u32 = 0o004;
+        const FOUND_BY_OTHERS: u32 = 0o011;
+
+        let (Ok(directory), Ok(found)) = (fstat(&self.directory), fstat(file)) else {
+            return;
+        };
+        let by_group = found.st_mode & READABLE_BY_GROUP != 0 && !is_our_group(found.st_gid);
+        let by_others = found.st_mode & READABLE_BY_OTHERS != 0;
+        let is_file = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile;
+        if is_file && (by_group || by_others) && directory.st_mode & FOUND_BY_OTHERS != 0 {
+            let name = name.to_string();
+            log::line(&format!(
+                "note: {} can be read by others (mode {:04o})",
+                escape_name(name.as_bytes()),
+                found.st_mode & 0o7777
+            ));
+        }
     }
 
     /// Gives the file another name, which must not be there, and makes a new one. If that can't be done, all is
@@ -130,12 +130,14 @@ impl Place {
             Err(Errno::NOENT) => false,
             Err(errno) => return Err(errno.into()),
         };
-        self.create_new().inspect_err(|_| {
-            if moved {
-                // Otherwise what follows is in the file of the other name.
-                let _ = self.rename(other, &self.name);
-            }
-        })
+        self.make(OFlags::empty())
+            .map_err(io::Error::from)
+            .inspect_err(|_| {
+                if moved {
+                    // Otherwise what follows is in the file of the other name.
+                    let _ = self.rename(other, &self.name);
+                }
+            })
     }
 
     /// Replaces no file of the new name.
@@ -153,55 +155,79 @@ impl Place {
         }
     }
 
+    /// Opens the file, or makes it. One that we have made is ours, whomever the file system gives it to.
     fn open(&self, flags: OFlags) -> io::Result<File> {
+        match self.make(flags) {
+            Err(Errno::EXIST) => self.open_existing(flags),
+            made => Ok(made?),
+        }
+    }
+
+    /// Makes the file, which must not be there.
+    fn make(&self, flags: OFlags) -> rustix::io::Result<File> {
+        let flags = flags | OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        openat(&self.directory, &self.name, flags, MODE).map(File::from)
+    }
+
+    fn open_existing(&self, flags: OFlags) -> io::Result<File> {
         let directory = fstat(&self.directory)?;
         let others = others_can_write(&directory);
-        let mut flags = flags | OFlags::WRONLY | OFlags::CLOEXEC;
-        flags.set(OFlags::NOFOLLOW, others);
-        let mode = Mode::RUSR | Mode::WUSR;
-        let file = openat(&self.directory, &self.name, flags, mode).map_err(|errno| {
-            if errno == Errno::LOOP && others {
-                let reason = "is a symbolic link in a directory that others can write to; name the file that it \
-                              leads to";
-                return io::Error::new(io::Error::from(errno).kind(), reason);
-            }
-            errno.into()
-        })?;
-        let file = File::from(file);
         if others {
-            check_origin(&file.metadata()?, &directory)?;
+            // Before a FIFO of theirs can block us. What is opened is looked at again.
+            let found = statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW)?;
+            check_origin(&found, &directory)?;
         }
-        Ok(file)
+        // Where a link of ours leads, there may be no file yet.
+        let mut flags = flags | OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
+        flags.set(OFlags::NOFOLLOW, others);
+        let file = openat(&self.directory, &self.name, flags, MODE)?;
+        if others {
+            check_origin(&fstat(&file)?, &directory)?;
+        }
+        Ok(file.into())
     }
 }
+
+/// Of files that we make.
+const MODE: Mode = Mode::from_bits_retain(0o600);
 
 /// Whether others than us, and the superuser, may create files in a directory, links to other people's files
 /// among them.
 fn others_can_write(directory: &Stat) -> bool {
-    const WRITABLE_BY_OTHERS: u32 = 0o022;
+    const WRITABLE_BY_GROUP: u32 = 0o020;
+    const WRITABLE_BY_OTHERS: u32 = 0o002;
 
     let owners = [0, rustix::process::geteuid().as_raw()];
-    !owners.contains(&directory.st_uid) || directory.st_mode & WRITABLE_BY_OTHERS != 0
+    let by_group = directory.st_mode & WRITABLE_BY_GROUP != 0 && !is_our_group(directory.st_gid);
+    let by_others = directory.st_mode & WRITABLE_BY_OTHERS != 0;
+    by_group || by_others || !owners.contains(&directory.st_uid)
 }
 
-/// Refuses a file that somebody may have put there who is to see nothing of what we write. The directory's
-/// owner could do so at any time, with any file.
-fn check_origin(file: &Metadata, directory: &Stat) -> io::Result<()> {
-    let refuse = |what: String| {
-        let reason = format!(
-            "{what}, in a directory that others can write to: remove it, or name another file"
-        );
-        Err(io::Error::new(io::ErrorKind::PermissionDenied, reason))
-    };
+/// Whether a group is our own, as which many systems give each user one, or the superuser's.
+fn is_our_group(group: u32) -> bool {
+    [0, rustix::process::getegid().as_raw()].contains(&group)
+}
+
+/// Refuses what somebody may have put there who is to see nothing of what we write. The directory's owner could do
+/// so at any time, with any file; devices are made by the superuser alone.
+fn check_origin(file: &Stat, directory: &Stat) -> io::Result<()> {
+    const WHERE: &str = "in a directory that others can write to";
+
+    let refuse = |reason: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
     let owners = [0, rustix::process::geteuid().as_raw(), directory.st_uid];
-    if !file.is_file() {
-        Ok(())
-    } else if !owners.contains(&file.uid()) {
-        refuse(format!("belongs to another user (uid {})", file.uid()))
-    } else if file.nlink() > 1 {
-        refuse("has other names, too (hard links)".into())
-    } else {
-        Ok(())
+    match FileType::from_raw_mode(file.st_mode) {
+        FileType::Symlink => refuse(format!(
+            "is a symbolic link {WHERE}; name the file that it leads to"
+        )),
+        FileType::CharacterDevice | FileType::BlockDevice => Ok(()),
+        _ if !owners.contains(&file.st_uid) => refuse(format!(
+            "belongs to another user (uid {}), {WHERE}: remove it, or name another file",
+            file.st_uid
+        )),
+        FileType::RegularFile if file.st_nlink > 1 => refuse(format!(
+            "has other names, too (hard links), {WHERE}: remove it, or name another file"
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use trace::escape_name;
 
 use crate::log;
-use crate::secret_file::{Place, tell_if_others_can_read};
+use crate::secret_file::Place;
 
 /// When to begin anew. `None`: never.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,7 +42,7 @@ impl RotatingFile {
             let reason = "is no regular file, and can't get another name when it is full";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
-        tell_if_others_can_read(&file, &format_args!("event file {}", path.display()));
+        place.tell_if_others_can_read(&file, &format_args!("event file {}", path.display()));
         Ok(Self {
             path: path.into(),
             place,

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use xtask::process::{Child, Stream};
 
 use crate::capture::{Capture, Signal, ecapture};
@@ -201,6 +202,11 @@ fn what_the_owner_of_a_directory_could_do_to_others_is_refused() -> Result<()> {
         chown(&keys, Some(NOBODY - 1), None)?;
         refused(&mut into(&program, &keys), WRONG_INPUT, "another user")?;
         fs::remove_file(&keys)?;
+        // Who opens it waits for a reader, who reads all keys.
+        mknodat(CWD, &keys, FileType::Fifo, Mode::from_bits_retain(0o666), 0)?;
+        chown(&keys, Some(NOBODY - 1), None)?;
+        refused(&mut into(&program, &keys), WRONG_INPUT, "another user")?;
+        fs::remove_file(&keys)?;
     }
     assert_eq!(fs::read_to_string(&existing)?, "");
 
@@ -223,9 +229,18 @@ fn a_file_that_others_can_read_is_named() -> Result<()> {
     let program = Program::newest()?;
     let dir = tempfile::tempdir()?;
     let keys = dir.path().join("keys");
-    for (mode, noted) in [(0o644, true), (0o640, true), (0o600, false), (0o622, false)] {
-        fs::write(&keys, "")?;
+    fs::write(&keys, "")?;
+    for (of_dir, mode, group, noted) in [
+        (0o755, 0o644, 0, true),
+        (0o755, 0o640, NOBODY, true),
+        (0o755, 0o640, 0, false),
+        (0o755, 0o600, NOBODY, false),
+        (0o755, 0o622, NOBODY, false),
+        (0o700, 0o644, NOBODY, false),
+    ] {
+        fs::set_permissions(&dir, fs::Permissions::from_mode(of_dir))?;
         fs::set_permissions(&keys, fs::Permissions::from_mode(mode))?;
+        chown(&keys, None, Some(group))?;
         let mut capture = Capture::spawn(&mut into(&program, &keys))?;
         capture.child().signal(Signal::INT)?;
         let stderr = capture.end()?.success()?.stderr_text();
