@@ -23,6 +23,8 @@ pub(crate) fn with_bytes<T>(file: &File, look: impl FnOnce(&[u8]) -> T) -> io::R
         return Ok(Some(look(&[]))); // The kernel maps no empty files.
     }
     catch_bus_errors();
+    // Shared: into private mappings the kernel puts the breakpoints of uprobes (valid_vma in
+    // kernel/events/uprobes.c), also where nobody executes them, and we would read these.
     let map = MmapOptions::new().map_raw_read_only(file)?;
     let region = Region {
         start: map.as_mut_ptr().cast(),

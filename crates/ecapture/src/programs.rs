@@ -145,6 +145,8 @@ pub(crate) struct Programs {
     known: HashMap<FileKey, Known>,
     /// Files that are mapped executable again and again, and are no libraries with Go code.
     boring: HashSet<MappedFileId>,
+    /// Files of which the user knows that they change again and again.
+    restless: HashSet<Identity>,
     attached: HashMap<FileKey, Attached>,
     processes: HashMap<u32, Tracked>,
     /// Tells of processes that have ended.
@@ -171,6 +173,7 @@ impl Programs {
             selectors,
             take,
             places,
+            restless: HashSet::new(),
             known: HashMap::new(),
             boring: HashSet::new(),
             attached: HashMap::new(),
@@ -284,8 +287,7 @@ impl Programs {
                 Ok(None) | Err(_) => return self.ended(process.pid),
             }
         }
-        self.totals.refused += 1;
-        self.refuse(&process, "its file changes again and again");
+        self.tell_of_changes(&process, process.identity, "its file");
     }
 
     /// A process has mapped a file executable.
@@ -334,12 +336,8 @@ impl Programs {
             .selectors
             .matches_with(process, container, Some(&library))
         {
-            self.totals.refused += 1;
-            let name = library.name.display();
-            self.refuse(
-                process,
-                &format!("its library {name} changes again and again"),
-            );
+            let name = format!("its library {}", library.name.display());
+            self.tell_of_changes(process, library.identity, &name);
         }
         true
     }
@@ -454,7 +452,7 @@ impl Programs {
         }
     }
 
-    /// Analyses a file, unless that has been done. It is not known then if it could not be opened.
+    /// Analyses a file, unless that has been done. It is not known then if it could not be opened or read.
     fn learn(
         &mut self,
         file: FileKey,
@@ -467,21 +465,19 @@ impl Programs {
         let Some(executable) = open_same(file, open)? else {
             return Ok(());
         };
-        let refused_because = |reason: String| Known::Refused {
-            reason,
-            told: false,
-        };
         let known = match plan(&executable, self.take) {
             Ok(Ok((plans, refusals))) => {
                 self.tell_of_packages(&executable, &refusals);
                 Known::Program(plans)
             }
-            Ok(Err(error)) if is_go(&error) || refused(&error).is_some() => {
-                refused_because(error.to_string())
-            }
+            Ok(Err(error)) if is_go(&error) || refused(&error).is_some() => Known::Refused {
+                reason: error.to_string(),
+                told: false,
+            },
             Ok(Err(_)) => Known::Nothing,
             Err(capture::Error::Changed { .. }) => return Err(FileChanged),
-            Err(error) => refused_because(error.to_string()),
+            // It can't be read now; that it is Go's is not known.
+            Err(_) => return Ok(()),
         };
         if self.known.len() >= REMEMBERED_MAX {
             let attached = &self.attached;
@@ -543,6 +539,14 @@ impl Programs {
             let reason = reason.clone();
             self.totals.refused += 1;
             self.refuse(process, &reason);
+        }
+    }
+
+    /// Says once that a file can't be captured because it is another one each time that it is looked at.
+    fn tell_of_changes(&mut self, process: &ProcessInfo, file: Identity, name: &str) {
+        if self.restless.len() < REMEMBERED_MAX && self.restless.insert(file) {
+            self.totals.refused += 1;
+            self.refuse(process, &format!("{name} changes again and again"));
         }
     }
 
