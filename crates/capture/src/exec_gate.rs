@@ -27,8 +27,16 @@ use crate::fanotify::Group;
 use crate::mounts::{self, Mount};
 use crate::{Error, Executable, ProcessInfo, monotonic_ns};
 
-/// How long we wait for what the guard does at once unless it is stopped or the machine is very busy.
+/// How long we wait at the start for what the guard does at once unless it is stopped or the machine is very
+/// busy.
 const GUARD_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The same later, when programs wait for us.
+const MARK_PATIENCE: Duration = Duration::from_secs(4);
+
+/// Where the kernel has no unique numbers of mounts: for how long we believe that a device number still is the
+/// same filesystem's.
+const DEVICE_MEMORY: Duration = Duration::from_secs(1);
 
 /// So many times the guard may have been asked in vain whether it is there.
 const QUESTIONS_MAX: u32 = 3;
@@ -36,8 +44,8 @@ const QUESTIONS_MAX: u32 = 3;
 /// So many programs are taken over at a time.
 const STARTING_MAX: usize = 64;
 
-/// After so many mounts whose programs are held, all of them are forgotten: to hold them twice is no harm.
-const HELD_MOUNTS_MAX: usize = 65536;
+/// After so many mounts that have been marked, all of them are forgotten: to mark them twice is no harm.
+const MARKED_MOUNTS_MAX: usize = 65536;
 
 /// A program that is about to begin, or has just begun because it could not be held.
 #[derive(Debug)]
@@ -102,12 +110,19 @@ pub struct ExecGate {
     guard: Child,
     socket: OwnedFd,
     starting: VecDeque<StartingProgram>,
-    /// Unique numbers of mounts whose programs are held. The kernel forgets its mark with the filesystem, at
-    /// the last unmount, and gives the device number to the next one.
-    held_mounts: HashSet<u64>,
-    /// Device numbers of those that have been found in this look, where the kernel has no unique ones.
-    held_devices: HashSet<String>,
+    /// Unique numbers of mounts whose programs are held, or can't be. The kernel forgets its mark with the
+    /// filesystem, at the last unmount, and gives the device number to the next one.
+    marked_mounts: HashSet<u64>,
+    /// Device numbers, where the kernel has no unique numbers of mounts; and since when they are remembered.
+    marked_devices: HashSet<String>,
+    remembered_since: Instant,
+    /// Mount namespaces that were seen since then.
+    namespaces: HashSet<OsString>,
+    /// Those that have been looked at in this look.
+    looked_at: HashSet<OsString>,
     own_namespace: Option<OsString>,
+    /// How long we wait for the guard.
+    patience: Duration,
     /// By device number.
     not_held: BTreeMap<String, PathBuf>,
     untold: u64,
@@ -131,9 +146,13 @@ impl ExecGate {
             guard: process,
             socket: ours.into(),
             starting: VecDeque::new(),
-            held_mounts: HashSet::new(),
-            held_devices: HashSet::new(),
+            marked_mounts: HashSet::new(),
+            marked_devices: HashSet::new(),
+            remembered_since: Instant::now(),
+            namespaces: HashSet::new(),
+            looked_at: HashSet::new(),
             own_namespace: mounts::namespace(std::process::id()),
+            patience: GUARD_PATIENCE,
             not_held: BTreeMap::new(),
             untold: 0,
             questions: 0,
@@ -149,16 +168,14 @@ impl ExecGate {
             Some(error) => return Err(refused(error)),
             None => return Err(failed(io::ErrorKind::TimedOut.into())),
         }
-        let error = self.hold_mounts(mounts::ours());
-        if self.held_mounts.is_empty() && self.held_devices.is_empty() {
+        let held = self.hold_mounts(mounts::ours());
+        if let Err(error) = held {
             return Err(refused(error));
         }
-        let mut seen = HashSet::new();
         for pid in crate::processes::pids()? {
-            if mounts::namespace(pid).is_some_and(|namespace| seen.insert(namespace)) {
-                self.hold_mounts_of(pid);
-            }
+            self.hold_mounts_of(pid);
         }
+        self.patience = MARK_PATIENCE;
         Ok(())
     }
 
@@ -169,28 +186,50 @@ impl ExecGate {
 
     /// Call it before looking at mounts again that may have come and gone since the last look.
     pub fn begin_look(&mut self) {
-        self.held_devices.clear();
+        self.looked_at.clear();
+        if self.remembered_since.elapsed() >= DEVICE_MEMORY {
+            self.forget_devices();
+            self.namespaces.clear();
+        }
+    }
+
+    fn forget_devices(&mut self) {
+        self.marked_devices.clear();
+        self.remembered_since = Instant::now();
     }
 
     /// Also holds programs of filesystems that have been mounted meanwhile in our mount namespace, or in
     /// that of the first process.
     pub fn hold_new_mounts(&mut self) {
         self.begin_look();
-        self.hold_mounts(mounts::ours());
+        self.forget_devices();
+        // What can't be held is in `not_held`.
+        let _ = self.hold_mounts(mounts::ours());
         self.hold_mounts_of(1);
     }
 
-    /// Also holds programs of filesystems in a process's mount namespace, if that is not ours: nobody
-    /// tells what is mounted there.
+    /// Also holds programs of filesystems in a process's mount namespace, if that is not ours and has not been
+    /// looked at in this look: nobody tells what is mounted there.
     pub fn hold_mounts_of(&mut self, pid: u32) {
-        if mounts::namespace(pid).is_some_and(|namespace| Some(namespace) != self.own_namespace) {
-            self.hold_mounts(mounts::of_process(pid));
+        let Some(namespace) = mounts::namespace(pid) else {
+            return;
+        };
+        if Some(&namespace) == self.own_namespace.as_ref()
+            || !self.looked_at.insert(namespace.clone())
+        {
+            return;
         }
+        if self.namespaces.insert(namespace) {
+            // Filesystems of a new container may have device numbers of one that has just ended.
+            self.forget_devices();
+        }
+        let _ = self.hold_mounts(mounts::of_process(pid));
     }
 
-    /// Returns the last error, or 0.
-    fn hold_mounts(&mut self, mounts: Vec<Mount>) -> u64 {
-        let mut last_error = 0;
+    /// The last error if programs of none of them are held.
+    fn hold_mounts(&mut self, mounts: Vec<Mount>) -> Result<(), u64> {
+        let no_answer = u64::from(libc::ETIMEDOUT.unsigned_abs());
+        let (mut last_error, mut is_any_held) = (0, false);
         for mount in mounts {
             let error = if mount.is_remote() {
                 libc::EREMOTE.unsigned_abs().into()
@@ -200,50 +239,58 @@ impl ExecGate {
                     continue;
                 };
                 let id = unique_id(&place);
-                let is_held = match id {
-                    Some(id) => self.held_mounts.contains(&id),
-                    None => self.held_devices.contains(&mount.device),
+                let is_known = match id {
+                    Some(id) => self.marked_mounts.contains(&id),
+                    None => self.marked_devices.contains(&mount.device),
                 };
-                if is_held {
+                if is_known {
                     continue;
                 }
                 let Ok(file) = open_to_mark(&place) else {
                     continue;
                 };
-                let error = self.mark(file.as_fd());
-                if error == 0 {
+                let marked = self.mark(file.as_fd());
+                if marked.is_ok() {
                     self.remember(id, &mount.device);
                 }
-                error
+                marked.unwrap_or_else(|error| error)
             };
-            if error != 0 {
-                last_error = error;
-                self.not_held.entry(mount.device).or_insert(mount.path);
+            if error == 0 {
+                is_any_held = true;
+                continue;
+            }
+            last_error = error;
+            self.not_held.entry(mount.device).or_insert(mount.path);
+            if error == no_answer {
+                // It would hold up every program that starts. If it can't be killed, it has ended.
+                let _ = self.guard.kill();
+                break;
             }
         }
-        last_error
+        if is_any_held { Ok(()) } else { Err(last_error) }
     }
 
     fn remember(&mut self, id: Option<u64>, device: &str) {
         match id {
             Some(id) => {
-                if self.held_mounts.len() >= HELD_MOUNTS_MAX {
-                    self.held_mounts.clear();
+                if self.marked_mounts.len() >= MARKED_MOUNTS_MAX {
+                    self.marked_mounts.clear();
                 }
-                self.held_mounts.insert(id);
+                self.marked_mounts.insert(id);
             }
             None => {
-                self.held_devices.insert(device.to_owned());
+                self.marked_devices.insert(device.to_owned());
             }
         }
     }
 
-    /// Has the guard hold programs of a filesystem. Returns the error, or 0.
-    fn mark(&mut self, file: BorrowedFd<'_>) -> u64 {
+    /// Has the guard hold programs of a filesystem. The kernel's error, or 0; outside, why the guard could not be
+    /// asked, or `ETIMEDOUT` if it does not answer.
+    fn mark(&mut self, file: BorrowedFd<'_>) -> Result<u64, u64> {
         let no_answer = libc::ETIMEDOUT.unsigned_abs().into();
         match Message::new(Kind::Mark).send(self.socket.as_fd(), Some(file)) {
-            Ok(()) => self.wait_for(Kind::Marked).unwrap_or(no_answer),
-            Err(errno) => errno.raw_os_error().unsigned_abs().into(),
+            Ok(()) => self.wait_for(Kind::Marked).ok_or(no_answer),
+            Err(errno) => Err(errno.raw_os_error().unsigned_abs().into()),
         }
     }
 
@@ -338,7 +385,7 @@ impl ExecGate {
 
     /// Waits for a message of this kind and returns its number.
     fn wait_for(&mut self, kind: Kind) -> Option<u64> {
-        let deadline = Instant::now() + GUARD_PATIENCE;
+        let deadline = Instant::now() + self.patience;
         while !self.has_ended {
             while let Some((message, file)) = self.message() {
                 if message.kind == kind {
