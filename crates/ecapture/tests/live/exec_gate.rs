@@ -170,7 +170,8 @@ fn signals_for_the_capture_do_not_reach_the_guard() -> Result<()> {
 fn goes_on_without_guard(mut capture: Capture, path: &Path) -> Result<()> {
     capture.wait_for_note("has ended; what they send")?;
     let mut unheld = Exchange::spawn(&mut command(path, "-hold -sizes 100"))?;
-    capture.wait_for_note("which had begun already")?;
+    let pid = unheld.pid();
+    capture.wait_for_note(&format!("(pid {pid}), which had begun already"))?;
     unheld.go()?;
     let log = unheld.finish()?;
     capture.child().signal(Signal::TERM)?;
@@ -178,8 +179,8 @@ fn goes_on_without_guard(mut capture: Capture, path: &Path) -> Result<()> {
     let summary = finished.stderr_text();
     let named = format!("1 {}: programs were no longer held", path.display());
     ensure!(summary.contains(&named), "{summary}");
-    let captured = Captured::new(finished)?;
-    captured.connections()?.assert_equal(&log.connections());
+    let captured = Captured::new(finished)?.connections_of(&[pid])?;
+    captured.assert_equal(&log.connections());
     Ok(())
 }
 
@@ -199,7 +200,7 @@ fn the_capture_goes_on_when_the_guard_is_killed() -> Result<()> {
 fn the_capture_goes_on_when_the_guard_is_stopped() -> Result<()> {
     let fleet = Fleet::new("hanging")?;
     let path = fleet.add(0, GoRelease::NEWEST, Variant::Default)?;
-    let mut starting = Starting::new(&path)?;
+    let mut starting = Starting::new(&fleet.add(1, GoRelease::NEWEST, Variant::Stripped)?)?;
     let capture = fleet.capture()?;
     let guard = guard_of(&capture)?;
     send(guard, Signal::STOP)?;
