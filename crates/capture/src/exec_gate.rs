@@ -172,7 +172,11 @@ impl ExecGate {
         if let Err(error) = held {
             return Err(refused(error));
         }
-        for pid in crate::processes::pids()? {
+        let running = crate::processes::pids()?;
+        // Filesystems that are there at the same time have device numbers of their own.
+        self.namespaces
+            .extend(running.iter().copied().filter_map(mounts::namespace));
+        for pid in running {
             self.hold_mounts_of(pid);
         }
         self.patience = MARK_PATIENCE;
@@ -188,21 +192,17 @@ impl ExecGate {
     pub fn begin_look(&mut self) {
         self.looked_at.clear();
         if self.remembered_since.elapsed() >= DEVICE_MEMORY {
-            self.forget_devices();
+            self.remembered_since = Instant::now();
+            self.marked_devices.clear();
             self.namespaces.clear();
         }
-    }
-
-    fn forget_devices(&mut self) {
-        self.marked_devices.clear();
-        self.remembered_since = Instant::now();
     }
 
     /// Also holds programs of filesystems that have been mounted meanwhile in our mount namespace, or in
     /// that of the first process.
     pub fn hold_new_mounts(&mut self) {
         self.begin_look();
-        self.forget_devices();
+        self.marked_devices.clear();
         // What can't be held is in `not_held`.
         let _ = self.hold_mounts(mounts::ours());
         self.hold_mounts_of(1);
@@ -221,7 +221,7 @@ impl ExecGate {
         }
         if self.namespaces.insert(namespace) {
             // Filesystems of a new container may have device numbers of one that has just ended.
-            self.forget_devices();
+            self.marked_devices.clear();
         }
         let _ = self.hold_mounts(mounts::of_process(pid));
     }

@@ -342,12 +342,12 @@ mod tests {
 
         if std::env::var_os(OURSELVES_AGAIN).is_none() {
             // What a process says to be its environment is one for all tests in it.
-            let status = Command::new(std::env::current_exe().unwrap())
+            let output = Command::new(std::env::current_exe().unwrap())
                 .args(["--exact", NAME])
                 .env(OURSELVES_AGAIN, "1")
-                .status()
+                .output()
                 .unwrap();
-            assert!(status.success());
+            assert!(output.status.success(), "{output:?}");
             return;
         }
         let mut environment = vec![b'x'; 2 * ENVIRONMENT_MAX as usize];
