@@ -30,6 +30,8 @@ mod mapping_events;
 mod mounts;
 mod names;
 mod network_namespace;
+#[cfg(test)]
+mod own_process;
 mod packets;
 mod privileges;
 mod probe_set;

@@ -146,11 +146,11 @@ fn replace_with_zeros(address: *mut c_void) -> bool {
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::ExitStatusExt;
-    use std::process::Command;
 
     use rustix::fs::{MemfdFlags, memfd_create};
 
     use super::*;
+    use crate::own_process::in_own_process;
 
     const PAGE: u64 = 4096;
 
@@ -185,16 +185,9 @@ mod tests {
 
     #[test]
     fn bus_errors_elsewhere_end_the_process() {
-        const OURSELVES_AGAIN: &str = "ECAPTURE_TEST_BUS_ERROR";
         const NAME: &str = "mapped_file::tests::bus_errors_elsewhere_end_the_process";
 
-        if std::env::var_os(OURSELVES_AGAIN).is_none() {
-            // Its words, which end in the middle, are not to be taken for ours.
-            let output = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", NAME])
-                .env(OURSELVES_AGAIN, "1")
-                .output()
-                .unwrap();
+        if let Some(output) = in_own_process(NAME) {
             assert_eq!(output.status.signal(), Some(libc::SIGBUS));
             return;
         }

@@ -208,6 +208,7 @@ pub fn environment_variable(pid: u32, name: &str) -> Option<OsString> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::own_process::in_own_process;
 
     #[test]
     fn we_are_running() {
@@ -334,19 +335,11 @@ mod tests {
 
     #[test]
     fn no_more_of_an_environment_is_read_than_a_program_can_begin_with() {
-        use std::process::Command;
-
-        const OURSELVES_AGAIN: &str = "ECAPTURE_TEST_ENVIRONMENT";
         const NAME: &str =
             "processes::tests::no_more_of_an_environment_is_read_than_a_program_can_begin_with";
 
-        if std::env::var_os(OURSELVES_AGAIN).is_none() {
-            // What a process says to be its environment is one for all tests in it.
-            let output = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", NAME])
-                .env(OURSELVES_AGAIN, "1")
-                .output()
-                .unwrap();
+        // What a process says to be its environment is one for all tests in it.
+        if let Some(output) = in_own_process(NAME) {
             assert!(output.status.success(), "{output:?}");
             return;
         }
