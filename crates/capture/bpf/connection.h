@@ -78,7 +78,9 @@ struct connection {
 	__u8 announced;
 	/* The handshake was seen. */
 	__u8 from_start;
-	__u8 reserved[6];
+	/* It is in the table of closed connections now. */
+	__u8 moved;
+	__u8 reserved[5];
 };
 
 /* Least recently used entries make room: a program need not close its connections. */
@@ -88,6 +90,25 @@ struct {
 	__type(key, struct connection_key);
 	__type(value, struct connection);
 } connections SEC(".maps");
+
+/* Connections that were closed a short while ago: Read goes on returning what had been decrypted
+ * before, and a Write that waited for its turn goes on. A table of their own, so that these don't
+ * displace open ones. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct connection_key);
+	__type(value, struct connection);
+} closed_connections SEC(".maps");
+
+/* A connection, open or closed. Its entry may be another connection's a moment later: what is
+ * deleted or displaced is used again at once. */
+static __always_inline struct connection *lookup_connection(const struct connection_key *key)
+{
+	struct connection *connection = bpf_map_lookup_elem(&connections, key);
+
+	return connection ? connection : bpf_map_lookup_elem(&closed_connections, key);
+}
 
 static __always_inline void fill_header(struct record_header *header, const struct process *process,
 					__u64 time_ns, enum record_kind kind)
@@ -256,7 +277,7 @@ __noinline int send_connection(__u64 conn, __u64 ids, __u64 bias, __u64 time_ns,
 	struct connection *connection;
 	__u64 descriptor = -1, fd = 0;
 
-	connection = bpf_map_lookup_elem(&connections, &key);
+	connection = lookup_connection(&key);
 	if (!connection || !place.layout)
 		return 0;
 	if (place.layout->known)

@@ -146,8 +146,11 @@ struct call {
 	__u64 time_ns;
 	__u64 conn;
 	struct process process;
-	struct connection *connection;
+	__u64 first_seen_ns;
 	enum direction direction;
+	/* Where the stream was when the call began. Only one call at a time moves it: Go has a lock
+	 * for each direction. */
+	struct stream stream;
 	/* Address and length of the plaintext, and how much of it the user wants. */
 	__u64 source;
 	__u64 length;
@@ -157,27 +160,43 @@ struct call {
 	__u64 goroutine;
 };
 
-static __always_inline struct connection *find_connection(struct call *call)
+static __always_inline struct connection *find_connection(const struct call *call)
 {
 	struct connection_key key = {.conn = call->conn, .pid = call->process.pid};
 	struct connection fresh = {.first_seen_ns = call->time_ns};
 	struct connection *connection;
+	__u64 flags = BPF_ANY;
 
 	if (!read_word(&fresh.inner, call->conn + TLS_CONN_INNER_DATA))
 		return NULL;
 	connection = bpf_map_lookup_elem(&connections, &key);
 	if (connection && connection->inner == fresh.inner)
 		return connection;
-	bpf_map_update_elem(&connections, &key, &fresh, BPF_ANY);
+	if (!connection) {
+		connection = bpf_map_lookup_elem(&closed_connections, &key);
+		if (connection && connection->inner == fresh.inner)
+			return connection;
+		/* If another thread is about to add it too, the first one does. */
+		flags = BPF_NOEXIST;
+	}
+	bpf_map_update_elem(&connections, &key, &fresh, flags);
 	return bpf_map_lookup_elem(&connections, &key);
 }
 
-static __always_inline void fill_call_header(struct record_header *header, const struct call *call,
-					     enum record_kind kind)
+/* Accounts for the bytes and records of a call, whatever became of them. While it was going on the
+ * connection may have been closed or displaced. */
+static __always_inline void advance(struct connection *connection, const struct call *call,
+				    __u64 records)
 {
-	fill_header(header, &call->process, call->time_ns, kind);
-	header->conn = call->conn;
-	header->first_seen_ns = call->connection->first_seen_ns;
+	struct connection_key key = {.conn = call->conn, .pid = call->process.pid};
+
+	if (connection->first_seen_ns != call->first_seen_ns || connection->moved) {
+		connection = lookup_connection(&key);
+		if (!connection || connection->first_seen_ns != call->first_seen_ns)
+			return;
+	}
+	connection->streams[call->direction].offset = call->stream.offset + call->length;
+	connection->streams[call->direction].sequence = call->stream.sequence + records;
 }
 
 enum outcome { SENT, LOST, FAULTED };
@@ -205,14 +224,16 @@ static __always_inline enum outcome send_in(const __u32 room, const struct call 
 			return FAULTED;
 		}
 	}
-	fill_call_header(&record->header, call, RECORD_DATA);
-	record->stream_offset = call->connection->streams[call->direction].offset;
+	fill_header(&record->header, &call->process, call->time_ns, RECORD_DATA);
+	record->header.conn = call->conn;
+	record->header.first_seen_ns = call->first_seen_ns;
+	record->stream_offset = call->stream.offset + call->offset;
 	record->call_length = call->length;
 	record->call_offset = call->offset;
 	record->omitted = omitted;
 	record->goroutine = call->goroutine;
 	record->length = length;
-	record->sequence = call->connection->streams[call->direction].sequence;
+	record->sequence = call->stream.sequence + call->offset / PAYLOAD_MAX;
 	record->direction = call->direction;
 	record->missing = missing;
 	__builtin_memset(record->reserved, 0, sizeof(record->reserved));
@@ -257,15 +278,7 @@ static __always_inline void fault_in(__u64 source, __u64 length)
 	bpf_copy_from_user(&byte, sizeof(byte), (void *)(source + length - 1));
 }
 
-/* Accounts for `length` captured and `omitted` further bytes of the call, whatever became of them.
- */
-static __always_inline void advance(const struct call *call, __u64 length, __u64 omitted)
-{
-	call->connection->streams[call->direction].offset += length + omitted;
-	call->connection->streams[call->direction].sequence++;
-}
-
-/* What became of a part of a call, once everything was tried. */
+/* Counts what became of a part of a call, once everything was tried. */
 static __always_inline void finish_part(struct call *call, enum outcome outcome, __u64 length,
 					__u64 omitted)
 {
@@ -282,7 +295,6 @@ static __always_inline void finish_part(struct call *call, enum outcome outcome,
 		count(&shared.lost_records, 1);
 		count(&shared.lost_bytes, length + omitted);
 	}
-	advance(call, length, omitted);
 }
 
 /* Sends a part of a call that fills a record. The offset comes from the index: a sum would be
@@ -332,8 +344,9 @@ static __always_inline void send_last_part(struct call *call)
  * refuses a program that holds a call of it, even where it is never reached. */
 enum repeat { BY_HELPER, BY_WALKING };
 
-/* Sends a call: parts of PAYLOAD_MAX bytes, then one of 1 to PAYLOAD_MAX bytes. */
-static __always_inline void send_call(struct call *call, const enum repeat repeat)
+/* Sends a call: parts of PAYLOAD_MAX bytes, then one of 1 to PAYLOAD_MAX bytes. Returns how many
+ * parts there were. */
+static __always_inline __u64 send_call(struct call *call, const enum repeat repeat)
 {
 	__u64 full_parts = (call->captured - 1) / PAYLOAD_MAX;
 
@@ -354,6 +367,7 @@ static __always_inline void send_call(struct call *call, const enum repeat repea
 	}
 	call->offset = full_parts * PAYLOAD_MAX;
 	send_last_part(call);
+	return full_parts + 1;
 }
 
 /* The id of the goroutine whose runtime.g this is; 0: not known. */
@@ -391,6 +405,7 @@ static __always_inline void capture(enum direction direction, __u64 conn, __u64 
 		.length = length,
 		.captured = length,
 	};
+	struct connection *connection;
 
 	/* A Go slice's length is an int: a larger number is not a length. */
 	if (!length || length >> 63)
@@ -398,44 +413,45 @@ static __always_inline void capture(enum direction direction, __u64 conn, __u64 
 	if (!wanted_process(&call.process, hit->target))
 		return;
 	call.time_ns = bpf_ktime_get_ns();
-	call.connection = find_connection(&call);
-	if (!call.connection) {
+	connection = find_connection(&call);
+	if (!connection) {
 		count(&shared.lost_records, 1);
 		count(&shared.lost_bytes, length);
 		return;
 	}
-	if (!call.connection->announced)
+	call.first_seen_ns = connection->first_seen_ns;
+	call.stream = connection->streams[direction];
+	if (!connection->announced)
 		send_connection(conn, (__u64)call.process.pid << 32 | call.process.tid,
 				hit->load_bias, call.time_ns, hit->target_number);
 	call.goroutine = goroutine_id(hit->target, hit->g);
 	if (capture_limit && call.captured > capture_limit)
 		call.captured = capture_limit;
-	send_call(&call, repeat);
+	advance(connection, &call, send_call(&call, repeat));
 }
 
-/* Forgets the connection at this address, if there is one, and says how far it got, unless nothing
- * of it was ever seen. */
+/* Ends the connection at this address, if there is one, and says how far it got, unless nothing of
+ * it was ever seen. */
 static __always_inline void end_connection(const struct process *process, __u64 conn,
 					   enum close_cause cause)
 {
 	struct connection_key key = {.conn = conn, .pid = process->pid};
-	struct call call = {.conn = conn, .process = *process};
+	struct connection *connection = bpf_map_lookup_elem(&connections, &key);
 	struct close_record *record;
 
-	call.connection = bpf_map_lookup_elem(&connections, &key);
-	if (!call.connection)
+	if (!connection)
 		return;
-	if (!call.connection->announced && !call.connection->streams[0].sequence &&
-	    !call.connection->streams[1].sequence)
-		goto forget;
-	call.time_ns = bpf_ktime_get_ns();
+	if (!connection->announced && !connection->streams[0].sequence &&
+	    !connection->streams[1].sequence)
+		goto move;
 	record = bpf_ringbuf_reserve(&ring, sizeof(*record), 0);
 	if (record) {
-		fill_call_header(&record->header, &call, RECORD_CLOSE);
+		fill_header(&record->header, process, bpf_ktime_get_ns(), RECORD_CLOSE);
+		record->header.conn = conn;
+		record->header.first_seen_ns = connection->first_seen_ns;
 		for (int direction = 0; direction < 2; direction++) {
-			record->stream_length[direction] =
-				call.connection->streams[direction].offset;
-			record->sequence[direction] = call.connection->streams[direction].sequence;
+			record->stream_length[direction] = connection->streams[direction].offset;
+			record->sequence[direction] = connection->streams[direction].sequence;
 		}
 		record->cause = cause;
 		__builtin_memset(record->reserved, 0, sizeof(record->reserved));
@@ -443,7 +459,10 @@ static __always_inline void end_connection(const struct process *process, __u64 
 	} else {
 		count(&shared.lost_records, 1);
 	}
-forget:
+move:
+	if (cause == CLOSE_CALLED)
+		bpf_map_update_elem(&closed_connections, &key, connection, BPF_ANY);
+	connection->moved = 1;
 	bpf_map_delete_elem(&connections, &key);
 }
 
@@ -629,11 +648,20 @@ struct key {
 
 static const char CLIENT_RANDOM[13] = "CLIENT_RANDOM";
 
+/* What a key_record tells. Read before a record is reserved: nobody else looks at the label, so
+ * that it may never have been in memory. */
+struct key_text {
+	__u8 label[KEY_LABEL_MAX];
+	__u8 client_random[CLIENT_RANDOM_LEN];
+	__u8 secret[KEY_SECRET_MAX];
+};
+
 static __always_inline int send_key(const struct key *key, const volatile struct target *target)
 {
 	__u64 label_length = key->label ? key->label_length : sizeof(CLIENT_RANDOM);
 	__u64 secret_length = key->secret_length;
 	struct process process = {};
+	struct key_text text = {};
 	struct key_record *record;
 
 	if (!wanted_process(&process, target))
@@ -643,30 +671,29 @@ static __always_inline int send_key(const struct key *key, const volatile struct
 		count(&shared.unknown_calls, 1);
 		return 0;
 	}
+	if (!key->label)
+		__builtin_memcpy(text.label, CLIENT_RANDOM, sizeof(CLIENT_RANDOM));
+	else if (!read_user(text.label, label_length, key->label))
+		goto unreadable;
+	if (!read_user(text.client_random, CLIENT_RANDOM_LEN, key->client_random) ||
+	    !read_user(text.secret, secret_length, key->secret))
+		goto unreadable;
 	record = bpf_ringbuf_reserve(&ring, sizeof(*record), 0);
 	if (!record) {
 		count(&shared.lost_records, 1);
 		return 0;
 	}
-	if (key->label) {
-		if (bpf_probe_read_user(record->label, label_length, (void *)key->label))
-			goto unreadable;
-	} else {
-		__builtin_memcpy(record->label, CLIENT_RANDOM, sizeof(CLIENT_RANDOM));
-	}
-	if (bpf_probe_read_user(record->client_random, CLIENT_RANDOM_LEN,
-				(void *)key->client_random) ||
-	    bpf_probe_read_user(record->secret, secret_length, (void *)key->secret))
-		goto unreadable;
 	fill_header(&record->header, &process, bpf_ktime_get_ns(), RECORD_KEY);
 	record->label_length = label_length;
 	record->secret_length = secret_length;
 	__builtin_memset(record->reserved, 0, sizeof(record->reserved));
+	__builtin_memcpy(record->label, text.label, sizeof(text.label));
+	__builtin_memcpy(record->client_random, text.client_random, sizeof(text.client_random));
+	__builtin_memcpy(record->secret, text.secret, sizeof(text.secret));
 	bpf_ringbuf_submit(record, wakeup_flags());
 	return 0;
 
 unreadable:
-	bpf_ringbuf_discard(record, BPF_RB_NO_WAKEUP);
 	count(&shared.unknown_calls, 1);
 	return 0;
 }

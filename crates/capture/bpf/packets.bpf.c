@@ -570,6 +570,12 @@ static __always_inline enum ownership find_owner(struct __sk_buff *packet,
 			bpf_map_delete_elem(&flows, &flow);
 		break;
 	case NO_SOCKET:
+		/* Who begins a connection has a socket, so this is forwarded for somebody else,
+		 * whose port the ended flow had. */
+		if ((headers->flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) {
+			bpf_map_delete_elem(&flows, &flow);
+			break;
+		}
 		owner = bpf_map_lookup_elem(&flows, &flow);
 		if (owner) {
 			*process = *owner;

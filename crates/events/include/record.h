@@ -101,7 +101,8 @@ enum close_cause {
 	CLOSE_DROPPED = 1,
 };
 
-/* The end of a connection; nothing of it follows. */
+/* The end of a connection. What follows of it all the same had been decrypted or begun before: Read
+ * and Write look at the end late. */
 struct close_record {
 	struct record_header header;
 	/* Bytes that passed in each direction, seen by us or not. */

@@ -104,7 +104,7 @@ pub enum CloseCause {
     Dropped,
 }
 
-/// The end of a connection.
+/// The end of a connection. What had been decrypted before may still be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CloseRecord {
     /// Who and when.

@@ -19,6 +19,7 @@ use protocol::{
 
 use crate::event::{Closed, Data, Event, Http, Lost, Opened, Sink};
 use crate::time::Timestamp;
+use crate::tracker::Tracker;
 
 /// Calls of a connection that are held until it is known whether it speaks HTTP.
 const UNDECIDED_CALLS_MAX: usize = 64;
@@ -55,6 +56,8 @@ pub struct Conversations<S> {
     budget: Budget,
     /// By number.
     connections: LruCache<u64, Box<Connection>>,
+    /// Those that were closed last: what is still read of them is no new conversation.
+    closed: LruCache<u64, ()>,
     held: usize,
     /// From the records' clock to the wall clock.
     realtime_offset_ns: i64,
@@ -97,6 +100,8 @@ impl<S: Sink> Conversations<S> {
         // One that is bounded from the start takes all its memory at once.
         let mut connections = LruCache::unbounded();
         connections.resize(NonZeroUsize::new(Self::CONNECTIONS_MAX).unwrap_or(NonZeroUsize::MIN));
+        let mut closed = LruCache::unbounded();
+        closed.resize(NonZeroUsize::new(Tracker::CLOSED_MAX).unwrap_or(NonZeroUsize::MIN));
         Self {
             sink,
             limits: options.limits,
@@ -104,6 +109,7 @@ impl<S: Sink> Conversations<S> {
             plaintext: options.plaintext,
             budget: Budget::new(options.limits.total),
             connections,
+            closed,
             held: 0,
             realtime_offset_ns: 0,
             last_tick: None,
@@ -192,6 +198,12 @@ impl<S: Sink> Conversations<S> {
         if self.plaintext == Plaintext::All {
             self.sink.event(&Event::Data(*data))?;
         }
+        if self.closed.contains(&data.connection) {
+            return match self.plaintext {
+                Plaintext::Undecoded => self.sink.event(&Event::Data(*data)),
+                Plaintext::All | Plaintext::None => Ok(()),
+            };
+        }
         self.find(
             data.pid,
             data.comm,
@@ -218,6 +230,9 @@ impl<S: Sink> Conversations<S> {
         let Some(place) = lost.place else {
             return self.sink.event(&Event::Lost(*lost));
         };
+        if self.closed.contains(&place.connection) {
+            return self.sink.event(&Event::Lost(*lost));
+        }
         self.find(
             place.pid,
             place.comm,
@@ -238,6 +253,7 @@ impl<S: Sink> Conversations<S> {
     }
 
     fn closed(&mut self, closed: &Closed<'_>) -> io::Result<()> {
+        self.closed.put(closed.connection, ());
         self.end(closed.connection, closed.time, Ending::ConnectionClosed)
     }
 

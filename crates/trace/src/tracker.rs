@@ -3,6 +3,7 @@
 //! The eBPF programs count every byte and record of a stream, also those that find no room in the
 //! ring buffer. So a gap is where a record begins behind the end of its predecessor.
 
+use std::collections::VecDeque;
 use std::io;
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -33,11 +34,13 @@ pub struct Totals {
 #[derive(Debug)]
 pub struct Tracker {
     connections: LruCache<Key, Connection>,
+    /// Those of them that were closed, in that order.
+    closed: VecDeque<Key>,
     processes: Processes,
     totals: Totals,
 }
 
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
     pid: u32,
     conn: u64,
@@ -59,6 +62,8 @@ struct Connection {
     number: u64,
     /// It has been told what it connects.
     opened: bool,
+    /// It has been told that it ended.
+    closed: bool,
     /// Indexed by [`Direction::index`].
     streams: [Stream; 2],
 }
@@ -81,6 +86,10 @@ impl Tracker {
     /// first. A connection that was forgotten gets a new number when it comes back.
     pub const CONNECTIONS_MAX: usize = 65536;
 
+    /// How many of them may have been closed: what had been decrypted before `Close` is still read, and a
+    /// `Write` that waited for its turn goes on.
+    pub(crate) const CLOSED_MAX: usize = 1024;
+
     /// A tracker that has seen nothing.
     pub fn new() -> Self {
         // One that is bounded from the start takes all its memory at once: megabytes.
@@ -88,6 +97,7 @@ impl Tracker {
         connections.resize(NonZeroUsize::new(Self::CONNECTIONS_MAX).unwrap_or(NonZeroUsize::MIN));
         Self {
             connections,
+            closed: VecDeque::new(),
             processes: Processes::default(),
             totals: Totals::default(),
         }
@@ -247,8 +257,14 @@ impl Tracker {
             };
             self.advance(&record.header, direction, end, end, time, sink)?;
         }
-        let number = self.connection(&record.header).number;
-        self.connections.pop(&Key::of(&record.header));
+        let connection = self.connection(&record.header);
+        if std::mem::replace(&mut connection.closed, true) {
+            return Ok(());
+        }
+        let number = connection.number;
+        // A call that was going on has come further by now.
+        let bytes = connection.streams.map(|stream| stream.offset);
+        self.forget_later(Key::of(&record.header));
         let header = &record.header;
         let duration = header.time_ns.saturating_sub(header.first_seen_ns);
         sink.event(&Event::Closed(Closed {
@@ -257,10 +273,20 @@ impl Tracker {
             tid: header.tid,
             comm: header.comm(),
             connection: number,
-            bytes: record.stream_length,
+            bytes,
             duration: Duration::from_nanos(duration),
             cause: record.cause,
         }))
+    }
+
+    /// Forgets a connection that was closed, once enough others were.
+    fn forget_later(&mut self, key: Key) {
+        self.closed.push_back(key);
+        if self.closed.len() > Self::CLOSED_MAX
+            && let Some(key) = self.closed.pop_front()
+        {
+            self.connections.pop(&key);
+        }
     }
 
     /// The connection that a record belongs to; a new one if it is not known.
@@ -271,6 +297,7 @@ impl Tracker {
             Connection {
                 number: totals.connections,
                 opened: false,
+                closed: false,
                 streams: Default::default(),
             }
         })
@@ -288,7 +315,12 @@ impl Tracker {
         sink: &mut impl Sink,
     ) -> io::Result<Place<'a>> {
         let connection = self.connection(header);
-        let expected = std::mem::replace(&mut connection.streams[direction.index()], end);
+        let stream = &mut connection.streams[direction.index()];
+        let expected = *stream;
+        // A call that was going on at the connection's end counts only once it is over.
+        if end.offset >= expected.offset {
+            *stream = end;
+        }
         let place = Place {
             pid: header.pid,
             comm: header.comm(),
@@ -661,6 +693,68 @@ mod tests {
             .collect();
         assert_eq!(numbers, ["1", "2", "1"]);
         assert_eq!(totals.connections, 2);
+    }
+
+    #[test]
+    fn what_comes_after_the_end_belongs_to_the_connection() {
+        let part = |offset, sequence| {
+            let payload = &[b'a'; 4];
+            Record::Data(DataRecord {
+                call_length: 8,
+                call_offset: offset - 2,
+                ..data(header(1, 5), offset, sequence, payload)
+            })
+        };
+        let close = Record::Close(CloseRecord {
+            header: header(1, 5),
+            stream_length: [2, 0],
+            sequence: [1, 0],
+            cause: CloseCause::Called,
+        });
+        let records = [
+            Record::Data(data(header(1, 5), 0, 0, b"ab")),
+            // Closed while this call was going on, and perhaps once more.
+            part(2, 1),
+            close,
+            close,
+            part(6, 2),
+            Record::Data(data(header(1, 5), 10, 3, b"c")),
+            Record::Data(data(header(2, 5), 0, 0, b"d")),
+        ];
+        let (text, totals) = shown(PayloadStyle::Text, &records, (0, 0));
+        let lines: Vec<_> = text
+            .lines()
+            .filter_map(|line| line.split_once('#').map(|(_, what)| what))
+            .collect();
+        let expected = [
+            "1 \u{2192} write 2 bytes",
+            "1 \u{2192} write 4 bytes, 0-4 of 8",
+            "1 closed after 3723.000 s: 6 bytes written, 0 bytes read",
+            "1 \u{2192} write 4 bytes, 4-8 of 8",
+            "1 \u{2192} write 1 byte",
+            "2 \u{2192} write 1 byte",
+        ];
+        assert_eq!(lines, expected);
+        assert_eq!((totals.connections, totals.lost_bytes), (2, 0));
+    }
+
+    #[test]
+    fn closed_connections_are_forgotten_in_time() {
+        let mut tracker = Tracker::new();
+        let mut out = std::io::sink();
+        let mut sink = TextSink::new(&mut out, PayloadStyle::Text, Palette::PLAIN, TimeZone::UTC);
+        for number in 0..10_000 {
+            let close = Record::Close(CloseRecord {
+                header: header(number, 5),
+                stream_length: [1, 0],
+                sequence: [1, 0],
+                cause: CloseCause::Called,
+            });
+            tracker.record(&close, 0, &mut sink).unwrap();
+        }
+        assert_eq!(tracker.connections.len(), Tracker::CLOSED_MAX);
+        assert_eq!(tracker.closed.len(), Tracker::CLOSED_MAX);
+        assert_eq!(tracker.totals().connections, 10_000);
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Plaintext in, conversations out: as text, as JSON lines and as HAR.
 
-use events::Direction;
+use std::time::Duration;
+
+use events::{CloseCause, Direction};
 use protocol::Notice;
 use serde_json::Value;
 use trace::{
-    ConversationOptions, Conversations, Data, Event, HarSink, JsonSink, LineType, Palette,
+    Closed, ConversationOptions, Conversations, Data, Event, HarSink, JsonSink, LineType, Palette,
     PayloadStyle, Redaction, Sink, TextSink, Timestamp,
 };
 
@@ -110,6 +112,49 @@ Host: h.test
 ";
     let found = text(Redaction::default());
     assert_eq!(found, expected, "{found}");
+}
+
+#[test]
+fn what_is_read_after_the_end_is_no_new_conversation() {
+    let time = Timestamp(1_795_379_103_000_000_000);
+    let (head, rest) = RESPONSE.split_at(RESPONSE.len() - 2);
+    let closed = Event::Closed(Closed {
+        time,
+        pid: 42,
+        tid: 43,
+        comm: b"client",
+        connection: 1,
+        bytes: [REQUEST.len() as u64, head.len() as u64],
+        duration: Duration::from_secs(1),
+        cause: CloseCause::Called,
+    });
+    let late = call(time, 1, Direction::Read, head.len() as u64, rest);
+    let events = [
+        call(time, 1, Direction::Write, 0, REQUEST),
+        call(time, 1, Direction::Read, 0, head),
+        closed,
+        late,
+    ];
+    let mut out = Vec::new();
+    let utc = jiff::tz::TimeZone::UTC;
+    let sink = TextSink::new(&mut out, PayloadStyle::Text, Palette::PLAIN, utc);
+    let mut conversations = Conversations::new(sink, ConversationOptions::default());
+    for event in &events {
+        conversations.event(event).unwrap();
+    }
+    conversations.finish(time).unwrap();
+    conversations.flush().unwrap();
+    drop(conversations);
+    let found = String::from_utf8(out).unwrap();
+    let (_, end) = found.split_once("[incomplete: ").unwrap();
+    let expected =
+        "the response's end was not seen; in the response: malformed: the connection ended \
+within a message; the connection was closed]
+20:25:03.000000 client[42] #1 closed after 1.000 s: 159 bytes written, 80 bytes read
+20:25:03.000000 server[42] #1 ← read 2 bytes
+NG
+";
+    assert_eq!(end, expected, "{found}");
 }
 
 #[test]

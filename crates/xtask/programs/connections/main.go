@@ -177,6 +177,7 @@ func main() {
 		both.close()
 	}
 	overHTTP()
+	readLate()
 	write(map[string]interface{}{"event": "done", "pid": os.Getpid()})
 }
 
@@ -189,6 +190,9 @@ type end struct {
 	// Bytes, and the goroutine that passed the last ones.
 	written, read  int
 	writer, reader int
+	// Bytes of read that came after the end.
+	late int
+	fd   int
 }
 
 // Ends are both ends of a connection.
@@ -298,13 +302,35 @@ func (both ends) close() {
 		entry["network"] = e.socket.LocalAddr().Network()
 		entry["local"] = e.socket.LocalAddr().String()
 		entry["remote"] = e.socket.RemoteAddr().String()
-		entry["fd"] = descriptor(e.socket)
-		entry["written"], entry["read"] = e.written, e.read
+		if e.fd == 0 {
+			e.fd = descriptor(e.socket)
+		}
+		entry["fd"] = e.fd
+		entry["written"], entry["read"], entry["late"] = e.written, e.read, e.late
 		entry["writer"], entry["reader"] = e.writer, e.reader
 		write(entry)
 	}
 	both.client.Close()
 	both.server.Close()
+}
+
+// readLate closes a connection, then reads the rest of a record of which it read
+// the beginning before.
+func readLate() {
+	both := open(&scenario{name: "late", network: "tcp", listen: "127.0.0.1:0"})
+	both.exchange()
+	both.server.send()
+	client := both.client
+	buffer := make([]byte, 256)
+	n, err := client.Read(buffer[:8])
+	check(err)
+	client.fd = descriptor(client.socket)
+	check(client.Close())
+	client.late, err = client.Read(buffer)
+	check(err)
+	client.read += n + client.late
+	client.reader = goroutine()
+	both.close()
 }
 
 // overHTTP sends a request through net/http to a server of net/http.
