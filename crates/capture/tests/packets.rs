@@ -821,6 +821,58 @@ fn packets_that_outlive_their_process_are_captured() {
     assert_ne!(last.bytes[47] & 0x15, 0, "{}", summary(&last.bytes));
 }
 
+/// A TCP segment from 10.9.0.1 to 10.9.0.2 as an IPv4 packet for a raw socket, which fills in the rest. Its
+/// checksum is wrong, so that nobody answers.
+fn segment(from: u16, to: u16, flags: u8) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 0, 0, 9, 0x40, 0, 64];
+    packet.extend([libc::IPPROTO_TCP as u8, 0, 0, 10, 9, 0, 1, 10, 9, 0, 2]);
+    packet.extend([from.to_be_bytes(), to.to_be_bytes()].concat());
+    packet.extend([7, 7, 7, 7, 0, 0, 0, 0, 5 << 4, flags, 2, 0, 0, 0, 0, 0]);
+    packet.extend(b"somebody else's");
+    packet
+}
+
+/// What is forwarded with this host's address has no socket here, and may have the port of a target's
+/// connection that has ended.
+#[test]
+#[ignore = "needs root: run `cargo xtask test`"]
+fn connections_of_others_with_a_targets_port_are_not_the_targets() {
+    use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sendto, socket};
+
+    const SYN: u8 = 2;
+    const ACK: u8 = 16;
+
+    let (here, there) = Namespace::pair();
+    let file = TargetFile::new();
+    let (_server, port) = Program::server(&others(), &there, "10.9.0.2:0");
+    let mut target = Program::client(&file.path, &here);
+    let mut witness = Witness::new(&here, "left");
+    let capture = file.capture(&options_in(&target, "left"));
+    let mut collector = Collector::new(&capture);
+    target.tell(&format!("tcp 10.9.0.2:{port}"));
+    let captured = agree(&mut witness, &mut collector, &[port]);
+    let ended = ports_of(&captured[0].bytes).unwrap().0;
+    let send = |flags| {
+        here.enter(|| {
+            let raw = socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::RAW)).unwrap();
+            let to: SocketAddr = "10.9.0.2:0".parse().unwrap();
+            let packet = segment(ended, port, flags);
+            sendto(&raw, &packet, SendFlags::empty(), &to).unwrap();
+        });
+    };
+    // A packet is in the ring before whoever sends it goes on.
+    let mut raw_packets = || {
+        let is_raw = |packet: &&Captured| packet.bytes.ends_with(b"somebody else's");
+        collector.look().iter().filter(is_raw).count()
+    };
+    // As far as anybody can tell, a late one of the ended connection.
+    send(ACK);
+    assert_eq!(raw_packets(), 1);
+    send(SYN);
+    send(ACK);
+    assert_eq!(raw_packets(), 1);
+}
+
 #[test]
 #[ignore = "needs root: run `cargo xtask test`"]
 fn only_the_process_that_was_asked_for_is_captured() {
