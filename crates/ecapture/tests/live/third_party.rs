@@ -12,6 +12,8 @@ use xtask::process::{Child, Stream};
 
 use crate::capture::{Capture, Captured, Direction, Line};
 use crate::exchange::LONG;
+use crate::kernel;
+use crate::keylog::{KeyCapture, TLS_1_3};
 
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
@@ -73,6 +75,49 @@ fn etcd_and_etcdctl_over_grpc() -> Result<()> {
             ensure!(server.count(Direction::Read, |other| other == text) == 1);
         }
     }
+    Ok(())
+}
+
+/// Has the kernel give back what is in memory of a process's constants, as under memory pressure.
+const PAGE_OUT: &str = r#"
+import ctypes, os, sys
+class Range(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
+SYS_process_madvise, MADV_PAGEOUT = 440, 21
+libc, pid = ctypes.CDLL(None, use_errno=True), int(sys.argv[1])
+file, pidfd = os.readlink(f"/proc/{pid}/exe"), os.pidfd_open(pid)
+for line in open(f"/proc/{pid}/maps"):
+    fields = line.split()
+    if fields[1] == "r--p" and fields[-1] == file:
+        begin, end = (int(address, 16) for address in fields[0].split("-"))
+        pages = ctypes.byref(Range(begin, end - begin))
+        if libc.syscall(SYS_process_madvise, pidfd, pages, 1, MADV_PAGEOUT, 0) < 0:
+            sys.exit(os.strerror(ctypes.get_errno()))
+"#;
+
+/// The labels of secrets are constants of the program that nobody looks at unless it writes a key log. Sleepable
+/// programs (Linux 6.0) fetch them.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn keys_come_whole_when_constants_are_not_in_memory() -> Result<()> {
+    const CONNECTIONS: usize = 3;
+
+    if kernel::version()? < (6, 0) {
+        return Ok(());
+    }
+    let site = Site::new()?;
+    fs::write(site.path("hello.txt"), "hello\n")?;
+    let caddy = Caddy::serve(&site, "")?;
+    let pid = caddy.process.pid().to_string();
+    // What the first connection needs besides is there then.
+    caddy.curl(&site, "hello.txt", "--tlsv1.3")?;
+    let capture = KeyCapture::of(&program("caddy")?, "")?;
+    for _ in 0..CONNECTIONS {
+        xtask::run::output(Command::new("python3").args(["-c", PAGE_OUT, &pid]))?;
+        caddy.curl(&site, "hello.txt", "--tlsv1.3")?;
+    }
+    let labels = capture.stop()?.log.count_by_label();
+    ensure!(labels == TLS_1_3.map(|label| (label.to_owned(), CONNECTIONS)).into());
     Ok(())
 }
 
