@@ -13,6 +13,7 @@ use trace::escape_name;
 
 use crate::args::{GotlsArgs, Mode};
 use crate::container::Container;
+use crate::destinations;
 use crate::failure::Failure;
 use crate::keylog_mode;
 use crate::log;
@@ -36,6 +37,7 @@ const KEYS_KIB: u64 = 1024;
 pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
     let mode = args.output.model.unwrap_or(Mode::Text);
     check_combination(args, mode)?;
+    destinations::check(&args.output, mode, args.record.as_deref(), None)?;
     if let Some(path) = &args.output.logaddr {
         log::open(path)?;
     }

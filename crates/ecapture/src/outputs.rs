@@ -10,7 +10,7 @@ use crate::args::{Format, Mode, OutputArgs};
 use crate::event_output::EventAddress;
 use crate::failure::Failure;
 use crate::har_file::HarFile;
-use crate::keylog_mode::{self, Keys};
+use crate::keylog_mode::Keys;
 use crate::pcap_mode::{Files, PacketFile};
 use crate::pipeline::{Destination, Output, Pipeline};
 use crate::plain_mode::PlainFile;
@@ -46,34 +46,24 @@ impl Outputs {
         }
         let mut outputs = Self::default();
         let alone = recording.is_none();
-        match mode {
-            Mode::Text => outputs.open_text(args, alone, live)?,
-            Mode::Pcap if alone || args.pcapfile.is_some() => {
-                outputs.packets = Some(Files::open(args)?);
-            }
-            Mode::Plain if alone || args.pcapfile.is_some() => {
-                let path = args.pcapfile.as_deref();
-                let path = path.unwrap_or(Path::new(crate::plain_mode::DEFAULT_FILE));
+        let packets = args.packet_file(mode, alone);
+        match (mode, packets, args.key_file(mode, alone)) {
+            (Mode::Text, ..) => outputs.open_text(args, alone, live)?,
+            (Mode::Plain, Some(path), _) => {
                 outputs.plain = Some(open(path, Destination::Packets, Place::create)?);
             }
+            (_, Some(packets), keys) => outputs.packets = Some(Files::open(packets, keys)?),
             // Beside a recording, keys may be wanted without packets.
-            Mode::Keylog | Mode::Pcap if alone || args.keylogfile.is_some() => {
-                let path = args.keylogfile.as_deref();
-                let keys = Keys::open(path.unwrap_or(Path::new(keylog_mode::DEFAULT_FILE)))?;
-                outputs.ready.push(Box::new(keys));
-            }
-            Mode::Keylog | Mode::Pcap | Mode::Plain => {}
+            (_, None, Some(path)) => outputs.ready.push(Box::new(Keys::open(path)?)),
+            (_, None, None) => {}
         }
         outputs.recording = recording.map(open_recording).transpose()?;
-        outputs.check_destinations()?;
         Ok(outputs)
     }
 
     fn open_text(&mut self, args: &OutputArgs, alone: bool, live: bool) -> Result<(), Failure> {
         self.har = args.har.as_deref().map(HarFile::open).transpose()?;
-        let taken = matches!(self.har, Some((Destination::Stdout, _)));
-        let wanted = args.format.is_some() || args.hex || args.raw;
-        let shown = wanted || (alone && args.eventaddr.is_none() && !taken);
+        let shown = args.shown(Mode::Text, alone).is_some();
         if shown {
             let output = Plaintext::on_stdout(args).context("standard output");
             self.ready.push(Box::new(output.map_err(Failure::Runtime)?));
@@ -107,29 +97,6 @@ impl Outputs {
             Recorder::begin(file, context).map_err(beginning(destination))
         });
         Ok(Pipeline::new(outputs, recorder.transpose()?))
-    }
-
-    /// Two outputs in one place would be no output.
-    fn check_destinations(&self) -> Result<(), Failure> {
-        let ready = self.ready.iter().map(|output| output.destination());
-        let files = self.packets.iter().flat_map(Files::destinations);
-        let plain = self.plain.iter().chain(&self.har).chain(&self.recording);
-        let all: Vec<_> = ready
-            .chain(files)
-            .chain(plain.map(|(destination, _)| destination))
-            .collect();
-        for (index, destination) in all.iter().enumerate() {
-            let same = |other: &&Destination| match destination {
-                Destination::Stdout => **other == Destination::Stdout,
-                _ => other.path().is_some() && other.path() == destination.path(),
-            };
-            if all[..index].iter().any(same) {
-                return Err(Failure::WrongInput(anyhow!(
-                    "two outputs can't both go to {destination}"
-                )));
-            }
-        }
-        Ok(())
     }
 }
 
