@@ -290,7 +290,7 @@ fn wrong(error: &str) -> Result<(), Failure> {
 
 /// An option that would do nothing is refused.
 fn check_combination(args: &GotlsArgs, mode: Mode) -> Result<(), Failure> {
-    check_outputs(&args.output, mode)?;
+    check_outputs(&args.output, mode, args.record.is_none())?;
     if args.tsize.is_some() && matches!(mode, Mode::Keylog | Mode::Pcap) {
         return wrong("--tsize is for text and plain mode, which show plaintext");
     }

@@ -38,14 +38,9 @@ impl Outputs {
         recording: Option<&Path>,
         live: bool,
     ) -> Result<Self, Failure> {
-        check_combination(args, mode)?;
-        if recording.is_some() && !args.redact.is_empty() {
-            return Err(Failure::WrongInput(anyhow!(
-                "--redact can't mask what --record writes: use it with ecapture replay"
-            )));
-        }
-        let mut outputs = Self::default();
         let alone = recording.is_none();
+        check_combination(args, mode, alone)?;
+        let mut outputs = Self::default();
         let packets = args.packet_file(mode, alone);
         match (mode, packets, args.key_file(mode, alone)) {
             (Mode::Text, ..) => outputs.open_text(args, alone, live)?,
@@ -108,9 +103,13 @@ fn beginning(destination: Destination) -> impl FnOnce(io::Error) -> Failure {
     }
 }
 
-/// An option that would do nothing is refused.
-pub(crate) fn check_combination(args: &OutputArgs, mode: Mode) -> Result<(), Failure> {
+/// An option that would do nothing is refused. Beside a recording (not `alone`) that depends on what else is asked
+/// for.
+pub(crate) fn check_combination(args: &OutputArgs, mode: Mode, alone: bool) -> Result<(), Failure> {
     let wrong = |error: &str| Err(Failure::WrongInput(anyhow!("{error}")));
+    if !alone && !args.redact.is_empty() {
+        return wrong("--redact can't mask what --record writes: use it with ecapture replay");
+    }
     if args.hex && args.format == Some(Format::Json) {
         return wrong("--hex is for text; JSON lines carry payloads in base64");
     }
@@ -127,7 +126,7 @@ pub(crate) fn check_combination(args: &OutputArgs, mode: Mode) -> Result<(), Fai
     if !args.redact.is_empty() && mode != Mode::Text {
         return wrong("--redact is for text mode: packets and keys hold everything");
     }
-    check_decoding(args)?;
+    check_decoding(args, args.shown(mode, alone))?;
     if (args.hex || args.format.is_some()) && mode != Mode::Text {
         return wrong("--hex and --format are for text mode, which shows plaintext");
     }
@@ -147,8 +146,8 @@ pub(crate) fn check_combination(args: &OutputArgs, mode: Mode) -> Result<(), Fai
     Ok(())
 }
 
-/// An option that would do nothing, or would show what another one is to mask, is refused.
-fn check_decoding(args: &OutputArgs) -> Result<(), Failure> {
+/// An option that would do nothing, or would show what another one is to mask, is refused. Standard output has `shown`.
+fn check_decoding(args: &OutputArgs, shown: Option<Format>) -> Result<(), Failure> {
     let wrong = |error: &str| Err(Failure::WrongInput(anyhow!("{error}")));
     let json = args.format == Some(Format::Json);
     let lines = json || args.eventaddr.is_some();
@@ -174,9 +173,12 @@ fn check_decoding(args: &OutputArgs) -> Result<(), Failure> {
             "--har - takes standard output for itself: name a file, or leave out --format, --raw, --hex and --indent-json",
         );
     }
+    if args.indent_json && shown != Some(Format::Text) {
+        return wrong("--indent-json is for text, of which none is shown: add --format text");
+    }
     let decoding = args.har.is_some()
         || (args.eventaddr.is_some() && args.is_decoding(Format::Json))
-        || args.is_decoding(args.format.unwrap_or(Format::Text));
+        || shown.is_some_and(|format| args.is_decoding(format));
     if !decoding && (!args.redact.is_empty() || args.max_body.is_some()) {
         return wrong(
             "--redact and --max-body are for decoded HTTP, of which nothing is asked for",
