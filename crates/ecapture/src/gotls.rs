@@ -130,6 +130,7 @@ impl<'a> Command<'a> {
     }
 
     fn outputs(&self) -> Result<Outputs, Failure> {
+        check_privileges(self.mode)?;
         Outputs::open(
             &self.args.output,
             self.mode,
@@ -286,6 +287,15 @@ impl<'a> Command<'a> {
 type Plans<'a> = Vec<(&'a GoFile, FilePlans)>;
 fn wrong(error: &str) -> Result<(), Failure> {
     Err(Failure::WrongInput(anyhow!("{error}")))
+}
+
+/// Files that an ordinary user has made in vain would be in the way of root's next attempt.
+pub(crate) fn check_privileges(mode: Mode) -> Result<(), Failure> {
+    let checked = match mode {
+        Mode::Text | Mode::Plain | Mode::Keylog => capture::effective_user_can_trace(),
+        Mode::Pcap => capture::effective_user_can_capture_packets(),
+    };
+    Ok(checked?)
 }
 
 /// An option that would do nothing is refused.
