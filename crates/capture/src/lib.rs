@@ -67,8 +67,8 @@ pub use names::look_names_up_without_plugins;
 pub use network_namespace::NetworkNamespace;
 pub use packets::{HookKind, InterfaceStatistics, PacketCapture, PacketOptions, PacketTarget};
 pub use privileges::{
-    effective_user_can_trace, give_up_privileges, keep_privileges_to_attach,
-    keep_privileges_to_rename_files, why_processes_are_hidden,
+    effective_user_can_capture_packets, effective_user_can_trace, give_up_privileges,
+    keep_privileges_to_attach, keep_privileges_to_rename_files, why_processes_are_hidden,
 };
 pub use probe_set::{Objects, ProbeSet, Selection, SetOptions, Taking, TargetId};
 pub use probes::{Filters, Options, Part, Probes, Wanted};

@@ -24,7 +24,7 @@ pub fn effective_user_can_trace() -> Result<(), Error> {
 }
 
 /// The same for packets, which take CAP_NET_ADMIN besides.
-pub(crate) fn effective_user_can_capture_packets() -> Result<(), Error> {
+pub fn effective_user_can_capture_packets() -> Result<(), Error> {
     let Some(held) = held() else {
         return Ok(());
     };

@@ -1,6 +1,6 @@
 //! The command line, as typed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -9,6 +9,7 @@ use trace::{LineType, Redaction};
 
 use crate::event_output::{self, EventAddress, Limits};
 use crate::selectors::Selectors;
+use crate::{keylog_mode, pcap_mode, plain_mode};
 
 /// Shows what Go programs say over TLS, on a live Linux machine: no proxy, no certificate, no restart
 /// of the program and no change to it.
@@ -251,6 +252,36 @@ impl OutputArgs {
         let masked = !self.redact.is_empty();
         let shown = |line: &LineType| *line != LineType::Data || !masked;
         LineType::ALL.into_iter().filter(shown).collect()
+    }
+
+    /// How standard output shows plaintext, if it does. Beside a recording (not `alone`) only what is asked for is
+    /// written.
+    pub(crate) fn shown(&self, mode: Mode, alone: bool) -> Option<Format> {
+        let wanted = self.format.is_some() || self.hex || self.raw;
+        let taken = self.har.as_deref() == Some(Path::new("-"));
+        let shown = wanted || (alone && self.eventaddr.is_none() && !taken);
+        (mode == Mode::Text && shown).then(|| self.format.unwrap_or(Format::Text))
+    }
+
+    /// The file for packets, `-` for stdout, if there is to be one.
+    pub(crate) fn packet_file(&self, mode: Mode, alone: bool) -> Option<&Path> {
+        let default = match mode {
+            Mode::Pcap => pcap_mode::DEFAULT_FILE,
+            Mode::Plain => plain_mode::DEFAULT_FILE,
+            Mode::Text | Mode::Keylog => return None,
+        };
+        let default = alone.then_some(Path::new(default));
+        self.pcapfile.as_deref().or(default)
+    }
+
+    /// The file for keys, `-` for stdout, if there is to be one.
+    pub(crate) fn key_file(&self, mode: Mode, alone: bool) -> Option<&Path> {
+        let default = match mode {
+            Mode::Keylog => alone.then_some(Path::new(keylog_mode::DEFAULT_FILE)),
+            Mode::Pcap => None,
+            Mode::Text | Mode::Plain => return None,
+        };
+        self.keylogfile.as_deref().or(default)
     }
 
     /// Whether what is written in this format needs HTTP to be decoded.

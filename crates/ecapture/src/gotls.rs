@@ -13,6 +13,7 @@ use trace::escape_name;
 
 use crate::args::{GotlsArgs, Mode};
 use crate::container::Container;
+use crate::destinations;
 use crate::failure::Failure;
 use crate::keylog_mode;
 use crate::log;
@@ -36,6 +37,7 @@ const KEYS_KIB: u64 = 1024;
 pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
     let mode = args.output.model.unwrap_or(Mode::Text);
     check_combination(args, mode)?;
+    destinations::check(&args.output, mode, args.record.as_deref(), None)?;
     if let Some(path) = &args.output.logaddr {
         log::open(path)?;
     }
@@ -128,6 +130,7 @@ impl<'a> Command<'a> {
     }
 
     fn outputs(&self) -> Result<Outputs, Failure> {
+        check_privileges(self.mode)?;
         Outputs::open(
             &self.args.output,
             self.mode,
@@ -286,9 +289,18 @@ fn wrong(error: &str) -> Result<(), Failure> {
     Err(Failure::WrongInput(anyhow!("{error}")))
 }
 
+/// Files that an ordinary user has made in vain would be in the way of root's next attempt.
+pub(crate) fn check_privileges(mode: Mode) -> Result<(), Failure> {
+    let checked = match mode {
+        Mode::Text | Mode::Plain | Mode::Keylog => capture::effective_user_can_trace(),
+        Mode::Pcap => capture::effective_user_can_capture_packets(),
+    };
+    Ok(checked?)
+}
+
 /// An option that would do nothing is refused.
 fn check_combination(args: &GotlsArgs, mode: Mode) -> Result<(), Failure> {
-    check_outputs(&args.output, mode)?;
+    check_outputs(&args.output, mode, args.record.is_none())?;
     if args.tsize.is_some() && matches!(mode, Mode::Keylog | Mode::Pcap) {
         return wrong("--tsize is for text and plain mode, which show plaintext");
     }

@@ -11,6 +11,7 @@ mod args;
 mod consume;
 mod container;
 mod decoding;
+mod destinations;
 mod doctor;
 mod event_output;
 mod failure;

@@ -7,6 +7,7 @@ use capture::{Filters, Options, ProbeSet, Process, Selection, SetOptions, Taking
 
 use crate::args::{GotlsArgs, Mode};
 use crate::failure::Failure;
+use crate::gotls::check_privileges;
 use crate::log;
 use crate::outputs::Outputs;
 use crate::places::{KnownPlaces, Places};
@@ -35,6 +36,7 @@ pub(crate) fn run(args: &GotlsArgs, mode: Mode, log: DebugLog) -> Result<(), Fai
             )));
         }
     };
+    check_privileges(mode)?;
     let outputs = Outputs::open(&args.output, mode, args.record.as_deref(), true)?;
     let signals = Signals::catch()
         .context("catching signals")

@@ -10,7 +10,7 @@ use crate::args::{Format, Mode, OutputArgs};
 use crate::event_output::EventAddress;
 use crate::failure::Failure;
 use crate::har_file::HarFile;
-use crate::keylog_mode::{self, Keys};
+use crate::keylog_mode::Keys;
 use crate::pcap_mode::{Files, PacketFile};
 use crate::pipeline::{Destination, Output, Pipeline};
 use crate::plain_mode::PlainFile;
@@ -38,42 +38,27 @@ impl Outputs {
         recording: Option<&Path>,
         live: bool,
     ) -> Result<Self, Failure> {
-        check_combination(args, mode)?;
-        if recording.is_some() && !args.redact.is_empty() {
-            return Err(Failure::WrongInput(anyhow!(
-                "--redact can't mask what --record writes: use it with ecapture replay"
-            )));
-        }
-        let mut outputs = Self::default();
         let alone = recording.is_none();
-        match mode {
-            Mode::Text => outputs.open_text(args, alone, live)?,
-            Mode::Pcap if alone || args.pcapfile.is_some() => {
-                outputs.packets = Some(Files::open(args)?);
-            }
-            Mode::Plain if alone || args.pcapfile.is_some() => {
-                let path = args.pcapfile.as_deref();
-                let path = path.unwrap_or(Path::new(crate::plain_mode::DEFAULT_FILE));
+        check_combination(args, mode, alone)?;
+        let mut outputs = Self::default();
+        let packets = args.packet_file(mode, alone);
+        match (mode, packets, args.key_file(mode, alone)) {
+            (Mode::Text, ..) => outputs.open_text(args, alone, live)?,
+            (Mode::Plain, Some(path), _) => {
                 outputs.plain = Some(open(path, Destination::Packets, Place::create)?);
             }
+            (_, Some(packets), keys) => outputs.packets = Some(Files::open(packets, keys)?),
             // Beside a recording, keys may be wanted without packets.
-            Mode::Keylog | Mode::Pcap if alone || args.keylogfile.is_some() => {
-                let path = args.keylogfile.as_deref();
-                let keys = Keys::open(path.unwrap_or(Path::new(keylog_mode::DEFAULT_FILE)))?;
-                outputs.ready.push(Box::new(keys));
-            }
-            Mode::Keylog | Mode::Pcap | Mode::Plain => {}
+            (_, None, Some(path)) => outputs.ready.push(Box::new(Keys::open(path)?)),
+            (_, None, None) => {}
         }
         outputs.recording = recording.map(open_recording).transpose()?;
-        outputs.check_destinations()?;
         Ok(outputs)
     }
 
     fn open_text(&mut self, args: &OutputArgs, alone: bool, live: bool) -> Result<(), Failure> {
         self.har = args.har.as_deref().map(HarFile::open).transpose()?;
-        let taken = matches!(self.har, Some((Destination::Stdout, _)));
-        let wanted = args.format.is_some() || args.hex || args.raw;
-        let shown = wanted || (alone && args.eventaddr.is_none() && !taken);
+        let shown = args.shown(Mode::Text, alone).is_some();
         if shown {
             let output = Plaintext::on_stdout(args).context("standard output");
             self.ready.push(Box::new(output.map_err(Failure::Runtime)?));
@@ -108,29 +93,6 @@ impl Outputs {
         });
         Ok(Pipeline::new(outputs, recorder.transpose()?))
     }
-
-    /// Two outputs in one place would be no output.
-    fn check_destinations(&self) -> Result<(), Failure> {
-        let ready = self.ready.iter().map(|output| output.destination());
-        let files = self.packets.iter().flat_map(Files::destinations);
-        let plain = self.plain.iter().chain(&self.har).chain(&self.recording);
-        let all: Vec<_> = ready
-            .chain(files)
-            .chain(plain.map(|(destination, _)| destination))
-            .collect();
-        for (index, destination) in all.iter().enumerate() {
-            let same = |other: &&Destination| match destination {
-                Destination::Stdout => **other == Destination::Stdout,
-                _ => other.path().is_some() && other.path() == destination.path(),
-            };
-            if all[..index].iter().any(same) {
-                return Err(Failure::WrongInput(anyhow!(
-                    "two outputs can't both go to {destination}"
-                )));
-            }
-        }
-        Ok(())
-    }
 }
 
 /// What becomes of an error when the beginning of an output is written.
@@ -141,9 +103,13 @@ fn beginning(destination: Destination) -> impl FnOnce(io::Error) -> Failure {
     }
 }
 
-/// An option that would do nothing is refused.
-pub(crate) fn check_combination(args: &OutputArgs, mode: Mode) -> Result<(), Failure> {
+/// An option that would do nothing is refused. Beside a recording (not `alone`) that depends on what else is asked
+/// for.
+pub(crate) fn check_combination(args: &OutputArgs, mode: Mode, alone: bool) -> Result<(), Failure> {
     let wrong = |error: &str| Err(Failure::WrongInput(anyhow!("{error}")));
+    if !alone && !args.redact.is_empty() {
+        return wrong("--redact can't mask what --record writes: use it with ecapture replay");
+    }
     if args.hex && args.format == Some(Format::Json) {
         return wrong("--hex is for text; JSON lines carry payloads in base64");
     }
@@ -160,7 +126,7 @@ pub(crate) fn check_combination(args: &OutputArgs, mode: Mode) -> Result<(), Fai
     if !args.redact.is_empty() && mode != Mode::Text {
         return wrong("--redact is for text mode: packets and keys hold everything");
     }
-    check_decoding(args)?;
+    check_decoding(args, args.shown(mode, alone))?;
     if (args.hex || args.format.is_some()) && mode != Mode::Text {
         return wrong("--hex and --format are for text mode, which shows plaintext");
     }
@@ -180,8 +146,8 @@ pub(crate) fn check_combination(args: &OutputArgs, mode: Mode) -> Result<(), Fai
     Ok(())
 }
 
-/// An option that would do nothing, or would show what another one is to mask, is refused.
-fn check_decoding(args: &OutputArgs) -> Result<(), Failure> {
+/// An option that would do nothing, or would show what another one is to mask, is refused. Standard output has `shown`.
+fn check_decoding(args: &OutputArgs, shown: Option<Format>) -> Result<(), Failure> {
     let wrong = |error: &str| Err(Failure::WrongInput(anyhow!("{error}")));
     let json = args.format == Some(Format::Json);
     let lines = json || args.eventaddr.is_some();
@@ -207,9 +173,12 @@ fn check_decoding(args: &OutputArgs) -> Result<(), Failure> {
             "--har - takes standard output for itself: name a file, or leave out --format, --raw, --hex and --indent-json",
         );
     }
+    if args.indent_json && shown != Some(Format::Text) {
+        return wrong("--indent-json is for text, of which none is shown: add --format text");
+    }
     let decoding = args.har.is_some()
         || (args.eventaddr.is_some() && args.is_decoding(Format::Json))
-        || args.is_decoding(args.format.unwrap_or(Format::Text));
+        || shown.is_some_and(|format| args.is_decoding(format));
     if !decoding && (!args.redact.is_empty() || args.max_body.is_some()) {
         return wrong(
             "--redact and --max-body are for decoded HTTP, of which nothing is asked for",

@@ -8,7 +8,7 @@ use capture::{InterfaceSelection, InterfaceStatistics, LinkType, PacketCapture, 
 use events::Record;
 use trace::{KeyLog, PacketSink, PcapngWriter, Section, Timestamp, escape_name};
 
-use crate::args::{GotlsArgs, OutputArgs};
+use crate::args::GotlsArgs;
 use crate::failure::Failure;
 use crate::log;
 use crate::pipeline::{Destination, Ending, Output};
@@ -17,7 +17,7 @@ use crate::secret_file::{Place, empty, open};
 use crate::session::Attached;
 
 /// Where packets go unless `-w` says otherwise: eCapture's default.
-const DEFAULT_FILE: &str = "ecapture_gotls.pcapng";
+pub(crate) const DEFAULT_FILE: &str = "ecapture_gotls.pcapng";
 
 /// The files, opened before anything is attached.
 #[derive(Debug)]
@@ -27,13 +27,10 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    pub(crate) fn open(args: &OutputArgs) -> Result<Self, Failure> {
-        let path = args.pcapfile.as_deref();
-        let path = path.unwrap_or(Path::new(DEFAULT_FILE));
-        let keys = args.keylogfile.as_deref();
+    pub(crate) fn open(packets: &Path, keys: Option<&Path>) -> Result<Self, Failure> {
         let keys = keys.map(|path| open(path, Destination::KeyLog, Place::append));
         Ok(Self {
-            packets: open(path, Destination::Packets, Place::create)?,
+            packets: open(packets, Destination::Packets, Place::create)?,
             keys: keys.transpose()?,
         })
     }
@@ -43,12 +40,6 @@ impl Files {
     /// Where packets go.
     pub(crate) fn packets(&self) -> &Destination {
         &self.packets.0
-    }
-
-    /// Where they are.
-    pub(crate) fn destinations(&self) -> impl Iterator<Item = &Destination> {
-        let files = std::iter::once(&self.packets).chain(&self.keys);
-        files.map(|(destination, _)| destination)
     }
 }
 

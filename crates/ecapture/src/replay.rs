@@ -9,6 +9,7 @@ use trace::{Entry, RecordingError, RecordingReader};
 
 use crate::args::{Mode, ReplayArgs};
 use crate::consume::Outcome;
+use crate::destinations;
 use crate::failure::Failure;
 use crate::log;
 use crate::outputs::Outputs;
@@ -17,26 +18,14 @@ use crate::recorder::{Context, RecordedEnd};
 
 /// Runs the command.
 pub(crate) fn run(args: &ReplayArgs) -> Result<(), Failure> {
+    let name = args.recording.display().to_string();
+    let opened = open(args, &name);
+    let mode = opened.as_ref().map_or(Mode::Text, |(.., mode)| *mode);
+    destinations::check(&args.output, mode, None, Some(&args.recording))?;
     if let Some(path) = &args.output.logaddr {
         log::open(path)?;
     }
-    let name = args.recording.display().to_string();
-    let input = open(&args.recording)
-        .with_context(|| name.clone())
-        .map_err(Failure::WrongInput)?;
-    let wrong = |error: RecordingError| {
-        Failure::WrongInput(anyhow::Error::new(error).context(name.clone()))
-    };
-    let mut reader = RecordingReader::new(input).map_err(wrong)?;
-    let context = context(&mut reader).map_err(wrong)?;
-    let context: Context = serde_json::from_slice(&context)
-        .context("what the recording says of itself")
-        .with_context(|| name.clone())
-        .map_err(Failure::WrongInput)?;
-    let mode = args.output.model.unwrap_or(context.mode);
-    check_mode(mode, context.mode)
-        .with_context(|| name.clone())
-        .map_err(Failure::WrongInput)?;
+    let (mut reader, context, mode) = opened?;
     let pipeline = Outputs::open(&args.output, mode, None, false)?.begin(&args.output, &context)?;
     let (outcome, end) = replay(&mut reader, pipeline);
     match end {
@@ -47,13 +36,37 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<(), Failure> {
         }
         Err(error) => {
             outcome.conclude()?;
-            return Err(wrong(error));
+            return Err(wrong(&name, error));
         }
     }
     outcome.conclude()
 }
 
-fn open(path: &Path) -> io::Result<BufReader<Box<dyn Read>>> {
+/// Reads the recording's beginning: what it says of itself, and what is to be shown of it.
+fn open(args: &ReplayArgs, name: &str) -> Result<(Reader, Context, Mode), Failure> {
+    let input = input(&args.recording)
+        .with_context(|| name.to_owned())
+        .map_err(Failure::WrongInput)?;
+    let mut reader = RecordingReader::new(input).map_err(|error| wrong(name, error))?;
+    let context = context(&mut reader).map_err(|error| wrong(name, error))?;
+    let context: Context = serde_json::from_slice(&context)
+        .context("what the recording says of itself")
+        .with_context(|| name.to_owned())
+        .map_err(Failure::WrongInput)?;
+    let mode = args.output.model.unwrap_or(context.mode);
+    check_mode(mode, context.mode)
+        .with_context(|| name.to_owned())
+        .map_err(Failure::WrongInput)?;
+    Ok((reader, context, mode))
+}
+
+type Reader = RecordingReader<BufReader<Box<dyn Read>>>;
+
+fn wrong(name: &str, error: RecordingError) -> Failure {
+    Failure::WrongInput(anyhow::Error::new(error).context(name.to_owned()))
+}
+
+fn input(path: &Path) -> io::Result<BufReader<Box<dyn Read>>> {
     let input: Box<dyn Read> = if path == Path::new("-") {
         Box::new(io::stdin())
     } else {

@@ -25,7 +25,10 @@ use crate::time::rfc3339;
 pub struct HarSink<W> {
     out: W,
     begun: bool,
-    entries: u64,
+    /// Exchanges.
+    written: u64,
+    /// How many of them have been handed on.
+    flushed: u64,
 }
 
 impl<W: Write> HarSink<W> {
@@ -34,20 +37,27 @@ impl<W: Write> HarSink<W> {
         Self {
             out,
             begun: false,
-            entries: 0,
+            written: 0,
+            flushed: 0,
         }
     }
 
-    /// How many exchanges were written.
+    /// How many exchanges were written. They count once they have been handed on.
     pub fn entries(&self) -> u64 {
-        self.entries
+        self.flushed
     }
 
     /// Writes what belongs behind the last exchange. Nothing may be written afterwards.
     pub fn finish(&mut self) -> io::Result<()> {
         self.begin()?;
         self.out.write_all(b"\n]}}\n")?;
-        self.out.flush()
+        self.hand_on()
+    }
+
+    fn hand_on(&mut self) -> io::Result<()> {
+        self.out.flush()?;
+        self.flushed = self.written;
+        Ok(())
     }
 
     fn begin(&mut self) -> io::Result<()> {
@@ -63,9 +73,9 @@ impl<W: Write> HarSink<W> {
 
     fn entry(&mut self, http: &Http<'_>, exchange: &Exchange) -> io::Result<()> {
         self.begin()?;
-        let separator: &[u8] = if self.entries == 0 { b"\n" } else { b",\n" };
+        let separator: &[u8] = if self.written == 0 { b"\n" } else { b",\n" };
         self.out.write_all(separator)?;
-        self.entries += 1;
+        self.written += 1;
         serde_json::to_writer(&mut self.out, &Entry::new(http, exchange)).map_err(io::Error::from)
     }
 }
@@ -83,7 +93,7 @@ impl<W: Write> Sink for HarSink<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.begin()?;
-        self.out.flush()
+        self.hand_on()
     }
 }
 

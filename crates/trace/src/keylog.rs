@@ -104,6 +104,8 @@ impl KeyLines {
 pub struct KeyLog<W> {
     out: W,
     lines: KeyLines,
+    /// How many of them have been written.
+    written: u64,
 }
 
 impl<W: Write> KeyLog<W> {
@@ -112,12 +114,16 @@ impl<W: Write> KeyLog<W> {
         Self {
             out,
             lines: KeyLines::new(),
+            written: 0,
         }
     }
 
-    /// What passed so far.
+    /// What passed so far. Keys count once they have been written.
     pub fn totals(&self) -> KeyTotals {
-        self.lines.totals()
+        KeyTotals {
+            keys: self.written,
+            ..self.lines.totals()
+        }
     }
 
     /// Takes one key.
@@ -135,10 +141,14 @@ impl<W: Write> KeyLog<W> {
         if self.lines.lines().is_empty() {
             return Ok(());
         }
-        let result = self.out.write_all(self.lines.lines());
+        let lines = self.lines.lines();
+        let count = lines.iter().filter(|&&byte| byte == b'\n').count();
+        let result = self.out.write_all(lines);
         self.lines.clear();
         result?;
-        self.out.flush()
+        self.out.flush()?;
+        self.written += count as u64;
+        Ok(())
     }
 }
 
@@ -201,6 +211,16 @@ mod tests {
                 "CLIENT_RANDOM {ab} 01ff\nSERVER_TRAFFIC_SECRET_0 {ab} 02\nCLIENT_RANDOM {ac} 03\n"
             )
         );
+    }
+
+    /// The disk is full.
+    #[test]
+    fn what_could_not_be_written_does_not_count() {
+        let full = std::fs::File::options().write(true).open("/dev/full");
+        let mut log = KeyLog::new(full.unwrap());
+        log.key(&record(b"CLIENT_RANDOM", &[0; 32], &[1])).unwrap();
+        log.flush().unwrap_err();
+        assert_eq!(log.totals(), KeyTotals::default());
     }
 
     #[test]

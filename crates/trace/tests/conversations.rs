@@ -202,6 +202,16 @@ fn json_lines_tell_the_same() {
     assert_eq!(lines[1]["ending"], "capture_ended");
 }
 
+/// The disk is full.
+#[test]
+fn exchanges_that_could_not_be_written_do_not_count() {
+    let full = std::fs::File::options().write(true).open("/dev/full");
+    let out = std::io::BufWriter::with_capacity(1 << 20, full.unwrap());
+    let mut conversations = fed(HarSink::new(out), Redaction::default(), &calls());
+    conversations.sink_mut().flush().unwrap_err();
+    assert_eq!(conversations.sink().entries(), 0);
+}
+
 #[test]
 fn har_files_follow_the_schema() {
     let schema: Value = serde_json::from_str(include_str!("har-1.2.schema.json")).unwrap();

@@ -273,6 +273,7 @@ fn a_full_disk_is_an_error_that_names_the_file() -> Result<()> {
         assert_eq!(complaints.len(), 1, "{stderr}");
         assert!(complaints[0].contains(name), "{stderr}");
         assert!(complaints[0].contains("No space left"), "{stderr}");
+        assert!(stderr.contains("summary: 0 keys written"), "{stderr}");
     }
     Ok(())
 }

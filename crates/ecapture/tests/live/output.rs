@@ -5,10 +5,12 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::Result;
+use xtask::matrix::GoRelease;
 use xtask::process::{Child, Stream};
 
 use crate::capture::{Capture, Signal, ecapture};
 use crate::exchange::{LONG, Program};
+use crate::https::{self, Https};
 use crate::wrong_input::refused;
 
 /// `ecapture gotls -e PROGRAM` with these flags, which shows text.
@@ -195,6 +197,25 @@ fn a_full_disk_is_an_error() -> Result<()> {
         assert_eq!(complaints.len(), 1, "{stderr}");
         assert!(complaints[0].contains("standard output"), "{stderr}");
         assert!(complaints[0].contains("No space left"), "{stderr}");
+    }
+    Ok(())
+}
+
+/// Nor does the summary claim it.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn exchanges_on_a_full_disk_are_an_error() -> Result<()> {
+    let program = https::program(GoRelease::NEWEST)?;
+    let mut capture = Capture::spawn(&mut text(&program, "--har /dev/full"))?;
+    // All exchanges are over when it looks for the first time.
+    capture.child().signal(Signal::STOP)?;
+    Https::start(&program, "-requests 4")?.finish()?;
+    capture.child().signal(Signal::CONT)?;
+    let finished = capture.end()?;
+    let stderr = finished.stderr_text();
+    assert_eq!(finished.status.code(), Some(1), "{stderr}");
+    for says in ["; 0 exchanges in HAR file /dev/full", "No space left"] {
+        assert!(stderr.contains(says), "{stderr}");
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::chown;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -281,6 +282,38 @@ fn with_one_capability_less_the_error_names_it() -> Result<()> {
             FAILED,
             "run as root, or with CAP_SYS_PTRACE\n",
         )?;
+    }
+    Ok(())
+}
+
+/// They would be in the way of root, who does not write to other users' files where many can make some.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn a_capture_that_is_not_permitted_leaves_no_file_behind() -> Result<()> {
+    let ecapture = copy_of_ecapture()?;
+    let program = Program::newest()?;
+    let dir = tempfile::tempdir()?;
+    chown(dir.path(), Some(NOBODY), Some(NOBODY))?;
+    for flags in [
+        "-m keylog",
+        "-m pcap",
+        "-m plain",
+        "--record x.rec --har x.har",
+        "--eventaddr x.json",
+    ] {
+        let all = as_nobody(&ecapture, &[]);
+        let mut one = as_nobody(&ecapture, &[]);
+        one.arg("-e").arg(program.path());
+        let commands = match flags {
+            "-m pcap" => vec![one],
+            _ => vec![one, all],
+        };
+        for mut command in commands {
+            command.args(flags.split(' ')).current_dir(&dir);
+            refused(&mut command, FAILED, "CAP_BPF and CAP_PERFMON")?;
+            let left = fs::read_dir(&dir)?.next();
+            ensure!(left.is_none(), "{flags}: {left:?}");
+        }
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! `--record` and `replay`: any output, later, byte for byte as it would have been, without root.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -207,9 +207,134 @@ fn what_is_no_recording_is_refused() -> Result<()> {
     refused(directory.args(["replay", "/"]), WRONG_INPUT, "directory")
 }
 
+/// A path in a directory of the test, with a file there by other names, too.
+fn with_other_names(dir: &Path, name: &str) -> Result<Vec<String>> {
+    let path = dir.join(name);
+    if path.exists() {
+        fs::hard_link(&path, dir.join("hard"))?;
+    }
+    symlink(name, dir.join("soft"))?;
+    let names = [name, &format!("./{name}"), "hard", "soft"];
+    let absolute = path.display().to_string();
+    let there = |name: &&str| dir.join(name).exists() || *name != "hard";
+    let names = names.into_iter().filter(there).map(str::to_owned);
+    Ok(names.chain([absolute]).collect())
+}
+
+/// Writing it would destroy it, while it is read.
 #[test]
-fn two_outputs_in_one_place_are_refused() -> Result<()> {
-    let mut command = Command::new(ecapture().get_program());
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn a_recording_is_not_replayed_into_itself() -> Result<()> {
+    let program = Program::newest()?;
+    let dir = tempfile::tempdir()?;
+    let text = dir.path().join("recording");
+    record(&program, &text, "", "-sizes 100")?;
+    let whole = fs::read(&text)?;
+    let unharmed = |mut command: Command| -> Result<()> {
+        command.current_dir(&dir);
+        refused(&mut command, WRONG_INPUT, "is the recording that is")?;
+        assert!(fs::read(&text)? == whole, "{command:?}");
+        Ok(())
+    };
+    for name in with_other_names(dir.path(), "recording")? {
+        for flags in [
+            "-m plain -w",
+            "--har",
+            "--eventaddr",
+            "-l",
+            "-m plain -w x -l",
+        ] {
+            let mut command = ecapture();
+            command.args(["replay", "recording"]).args(flags.split(' '));
+            command.arg(&name);
+            unharmed(command)?;
+        }
+    }
+    // Shells let it be standard input, and standard output.
+    let mut command = Command::new("sh");
+    let script = r#"exec "$0" replay - --har recording <recording"#;
+    command.args(["-c", script]).arg(ecapture().get_program());
+    unharmed(command)?;
+    let mut command = Command::new("sh");
+    let script = r#"exec "$0" replay recording >>recording"#;
+    command.args(["-c", script]).arg(ecapture().get_program());
+    unharmed(command)?;
+    assert!(!dir.path().join("x").exists(), "nothing was made");
+
+    let keys = dir.path().join("ecapture_gotls_key.log");
+    record(&program, &keys, "-m keylog", "-sizes 100")?;
+    let whole = fs::read(&keys)?;
+    let mut command = ecapture();
+    command.arg("replay").arg(&keys).current_dir(&dir);
+    refused(&mut command, WRONG_INPUT, "is the recording that is")?;
+    assert!(fs::read(&keys)? == whole);
+    Ok(())
+}
+
+#[test]
+fn two_outputs_in_one_file_are_refused_before_it_is_opened() -> Result<()> {
+    for content in [None, Some("half a line")] {
+        let dir = tempfile::tempdir()?;
+        let file = dir.path().join("file");
+        if let Some(content) = content {
+            fs::write(&file, content)?;
+        }
+        for name in with_other_names(dir.path(), "file")? {
+            for flags in [
+                "--record file --har",
+                "--record file -l",
+                "--eventaddr file -l",
+                "--har file -l",
+                "--eventaddr file --record",
+                "-m keylog -k file -l",
+                "-m plain -w file -l",
+                "-m pcap -w file -k",
+                "-m pcap --record file -k",
+            ] {
+                let mut command = ecapture();
+                command.args(["gotls", "-e", "/bin/true"]).current_dir(&dir);
+                command.args(flags.split(' ')).arg(&name);
+                refused(&mut command, WRONG_INPUT, "are the same file")?;
+                assert_eq!(fs::read_to_string(&file).ok().as_deref(), content);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Also where nobody has named it.
+#[test]
+fn the_file_of_a_mode_is_for_one_output() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    for (mode, file) in [
+        ("keylog", "ecapture_gotls_key.log"),
+        ("pcap", "ecapture_gotls.pcapng"),
+        ("plain", "ecapture_gotls_plain.pcapng"),
+    ] {
+        let mut command = ecapture();
+        command.args(["gotls", "-e", "/bin/true", "-m", mode, "-l", file]);
+        command.current_dir(&dir);
+        refused(&mut command, WRONG_INPUT, "are the same file")?;
+    }
+    assert!(fs::read_dir(&dir)?.next().is_none(), "nothing was made");
+    Ok(())
+}
+
+/// What is written there twice spoils nothing. The executable is refused later.
+#[test]
+fn a_device_may_be_an_output_and_the_log() -> Result<()> {
+    for flags in ["--record /dev/null -l", "-m keylog -k /dev/null -l"] {
+        let mut command = ecapture();
+        command.args(["gotls", "-e", "/nonexistent"]);
+        command.args(flags.split(' ')).arg("/dev/null");
+        refused(&mut command, WRONG_INPUT, "/nonexistent: No such file")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_file_for_packets_is_refused_in_text_mode() -> Result<()> {
+    let mut command = ecapture();
     let own = env!("CARGO_BIN_EXE_ecapture");
     command.args(["gotls", "-e", own, "-m", "text", "-w", "x"]);
     refused(

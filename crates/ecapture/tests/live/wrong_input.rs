@@ -250,6 +250,15 @@ fn options_that_contradict_each_other() -> Result<()> {
         ("--format json --events lost --redact default", "--redact"),
         ("--raw --max-body 100", "--max-body"),
         ("--har - --format json", "--har"),
+        ("--eventaddr x.json --indent-json", "--indent-json"),
+        ("--record x.rec --indent-json", "--indent-json"),
+        ("--record x.rec --har x.har --indent-json", "--indent-json"),
+        ("--record x.rec --max-body 5", "--max-body"),
+        (
+            "--eventaddr x.json --events data --max-body 5",
+            "--max-body",
+        ),
+        ("--record x.rec --redact default", "--record"),
         ("-m keylog --redact default", "--redact"),
         ("-m pcap --redact default", "--redact"),
         ("-m pcap --har x.har", "--har"),
@@ -257,6 +266,24 @@ fn options_that_contradict_each_other() -> Result<()> {
         let mut command = ecapture();
         command.args(["gotls", "-e", "/bin/true"]);
         refused(command.args(options.split(' ')), WRONG_INPUT, says)?;
+    }
+    Ok(())
+}
+
+/// The executable is refused later.
+#[test]
+fn options_that_do_something_are_accepted() -> Result<()> {
+    for options in [
+        "--eventaddr x.json --max-body 5",
+        "--eventaddr x.json --format text --indent-json",
+        "--record x.rec --har x.har --max-body 5",
+        "--record x.rec --format text --indent-json --max-body 5",
+        "--har x.har --indent-json",
+    ] {
+        let mut command = ecapture();
+        command.args(["gotls", "-e", "/nonexistent"]);
+        command.args(options.split(' '));
+        refused(&mut command, WRONG_INPUT, "/nonexistent: No such file")?;
     }
     Ok(())
 }
