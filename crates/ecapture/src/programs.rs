@@ -309,9 +309,13 @@ impl Programs {
         let Ok(Some(process)) = ProcessInfo::of(event.pid) else {
             return;
         };
+        let from_event = Library::of_event(event);
         // In an overlay the event's path may be that of the file behind it.
-        let libraries = Library::of_event(event)
-            .map_or_else(|| Library::of(event.pid), |library| vec![library]);
+        let libraries = from_event.map_or_else(|| Library::of(event.pid), |library| vec![library]);
+        // Where the process has ended meanwhile, or has it mapped no longer, it was not looked at.
+        let is_there = |library: &Library| library.identity.inode == event.inode;
+        let is_executable = process.identity.inode == event.inode;
+        let was_looked_at = is_executable || libraries.iter().any(is_there);
         let mut has_go = false;
         for library in libraries {
             if library.identity != process.identity {
@@ -319,7 +323,7 @@ impl Programs {
                 has_go |= self.consider_library(&process, &library, seen);
             }
         }
-        if !has_go {
+        if was_looked_at && !has_go {
             if self.boring.len() >= REMEMBERED_MAX {
                 self.boring.clear();
             }
@@ -809,7 +813,7 @@ mod tests {
     use std::path::Path;
     use std::process::Command;
 
-    use capture::{Filters, Options, Selection, SetOptions, Taking};
+    use capture::{Filters, MappingEvents, Options, Selection, SetOptions, Taking};
     use xtask::matrix::{GoRelease, Program, Variant, binary};
     use xtask::process::Child;
 
@@ -875,6 +879,43 @@ mod tests {
         });
         assert_eq!(replaced_after_analysis, (Outcome::FileChanged, true, false));
         assert_eq!(consider(&|| open(&path)), (Outcome::Done, true, true));
+    }
+
+    #[test]
+    #[ignore = "needs root: run `cargo xtask test`"]
+    fn a_library_that_is_mapped_no_longer_is_looked_at_the_next_time() {
+        const SCRIPT: &str = r#"unset LD_PRELOAD; rm "$0"; exec sleep 600"#;
+
+        let dir = tempfile::tempdir().unwrap();
+        let library = dir.path().join("preloaded.so");
+        let ours = Library::of(std::process::id());
+        let is_it = |ours: &&Library| ours.name.to_string_lossy().contains("libz.so");
+        std::fs::copy(&ours.iter().find(is_it).unwrap().name, &library).unwrap();
+        let inode = Executable::open(&library).unwrap().identity().inode;
+        let mut events = MappingEvents::watch().unwrap();
+        let mut sh = Command::new("sh");
+        sh.args(["-c", SCRIPT])
+            .arg(&library)
+            .env("LD_PRELOAD", &library);
+        let process = Child::spawn(&mut sh).unwrap();
+        let info = || ProcessInfo::of(process.pid()).unwrap().unwrap();
+        while info().comm != b"sleep" || Library::of(process.pid()).is_empty() {
+            std::thread::yield_now();
+        }
+        assert!(!library.exists());
+
+        let mut programs = programs();
+        let mut mapped = None;
+        events.drain(|event| {
+            if event.pid == process.pid() {
+                programs.mapped(event);
+                if event.inode == inode {
+                    mapped = Some(event.file);
+                }
+            }
+        });
+        assert!(!programs.boring.contains(&mapped.unwrap()));
+        assert!(!programs.boring.is_empty(), "others were looked at");
     }
 
     #[test]
