@@ -1,7 +1,9 @@
 //! One capture, from attaching to the end, whatever it is that is captured.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::mpsc;
@@ -9,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use capture::{InterfaceStatistics, Probes, Process, Reader};
+use capture::{Identity, InterfaceStatistics, Probes, Process, Reader};
 use trace::escape_name;
 
 use crate::consume::{Outcome, consume};
@@ -21,6 +23,9 @@ use crate::supervise::{Chores, End, Signals, wait_for_consumer, wait_for_end};
 
 /// How long the output may block at the end before we leave without having written everything.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether the executable's path leads to another file.
+const LOOK_AT_PATH: Duration = Duration::from_secs(1);
 
 /// What is attached to the kernel, as far as a session has to know.
 pub(crate) trait Attached {
@@ -100,6 +105,25 @@ pub(crate) struct Session<'a> {
     pub(crate) description: String,
     pub(crate) signals: Signals,
     pub(crate) log: DebugLog,
+    /// The path that led to what is captured, which may lead to another file one day.
+    pub(crate) path: Option<PathOfFile>,
+}
+
+/// A path, and the file that it led to.
+#[derive(Debug)]
+pub(crate) struct PathOfFile {
+    pub(crate) path: PathBuf,
+    pub(crate) identity: Identity,
+}
+
+impl PathOfFile {
+    /// Whether it leads to another file now. One that leads nowhere may be about to.
+    fn leads_elsewhere(&self) -> bool {
+        fs::metadata(&self.path).is_ok_and(|file| {
+            let Identity { device, inode } = self.identity;
+            (file.dev(), file.ino()) != (device, inode)
+        })
+    }
 }
 
 impl Session<'_> {
@@ -151,7 +175,9 @@ impl Session<'_> {
         let stdout = destinations.contains(&Destination::Stdout).then(io::stdout);
         let stdout = stdout.as_ref().map(AsFd::as_fd);
         let signals = &mut self.signals;
-        let mut detach_overwritten = || {
+        let mut path = self.path.take();
+        let every = path.as_ref().map(|_| LOOK_AT_PATH);
+        let mut run = || {
             for path in attached.detach_overwritten() {
                 let name = escape_name(path.as_os_str().as_encoded_bytes());
                 log::line(&format!(
@@ -159,11 +185,19 @@ impl Session<'_> {
                      anew"
                 ));
             }
+            if let Some(PathOfFile { path, .. }) = path.take_if(|path| path.leads_elsewhere()) {
+                let name = escape_name(path.as_os_str().as_encoded_bytes());
+                log::line(&format!(
+                    "note: {name} is another file now: what runs that one is not captured; to capture it, \
+                     begin anew"
+                ));
+            }
         };
         let mut wait = |targets, duration| {
             let chores = Chores {
                 descriptors: &overwrites,
-                run: &mut detach_overwritten,
+                every,
+                run: &mut run,
             };
             wait_for_end(signals, targets, stdout, alive.as_fd(), duration, chores)
                 .context("waiting")

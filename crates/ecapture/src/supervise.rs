@@ -59,6 +59,8 @@ fn ignored_signals(status: &str) -> u64 {
 pub(crate) struct Chores<'a> {
     /// When one of them is readable, which it is no longer afterwards.
     pub(crate) descriptors: &'a [OwnedFd],
+    /// And as often as this.
+    pub(crate) every: Option<Duration>,
     pub(crate) run: &'a mut dyn FnMut(),
 }
 
@@ -91,8 +93,15 @@ pub(crate) fn wait_for_end(
         let others = descriptors.len();
         let chore = |descriptor| PollFd::new(descriptor, PollFlags::IN);
         descriptors.extend(chores.descriptors.iter().map(chore));
-        if !wait(&mut descriptors, deadline)? {
-            return Ok(End::TimeIsUp);
+        let next = chores
+            .every
+            .and_then(|every| Instant::now().checked_add(every));
+        if !wait(&mut descriptors, deadline.into_iter().chain(next).min())? {
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(End::TimeIsUp);
+            }
+            (chores.run)();
+            continue;
         }
         let ready = |index: usize| !descriptors[index].revents().is_empty();
         if (others..descriptors.len()).any(ready) {
