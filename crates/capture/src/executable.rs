@@ -145,7 +145,12 @@ impl Executable {
     /// which may be put only where a file was analysed that has not changed.
     pub(crate) fn path_to_probe(&self) -> Result<PathBuf, Error> {
         self.check_unchanged()?;
-        Ok(descriptor_path(&self.file))
+        Ok(self.descriptor_path())
+    }
+
+    /// The same, for who minds no changes.
+    pub(crate) fn descriptor_path(&self) -> PathBuf {
+        descriptor_path(&self.file)
     }
 }
 

@@ -30,6 +30,7 @@ mod mapping_events;
 mod mounts;
 mod names;
 mod network_namespace;
+mod overwrites;
 #[cfg(test)]
 mod own_process;
 mod packets;

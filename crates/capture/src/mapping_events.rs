@@ -28,7 +28,8 @@ pub struct MappingEvent {
     pub file: MappedFileId,
     /// Its path as the process has it.
     pub(crate) path: PathBuf,
-    pub(crate) inode: u64,
+    /// Its inode number, on whatever device.
+    pub inode: u64,
 }
 
 /// Tells of all processes; gone when this is dropped.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::mem::{MaybeUninit, offset_of};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 use gobin::FileOffset;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
@@ -17,6 +18,7 @@ use crate::filter::Filter;
 use crate::follower::Follower;
 use crate::hooks::{Attachment, Hooks};
 use crate::load::load_error;
+use crate::overwrites::WatchedLinks;
 use crate::packet_skeleton::{OpenPacketsSkel, PacketsSkel, PacketsSkelBuilder, types};
 use crate::privileges::{self, effective_user_can_capture_packets};
 use crate::probes::ring_bytes;
@@ -108,6 +110,8 @@ pub struct PacketCapture {
     // In this order: first the packets stop, then who they belong to is forgotten.
     hooks: Hooks,
     links: Vec<Link>,
+    /// At the target's entry point.
+    entry: WatchedLinks,
     follower: Option<Follower>,
     interfaces: Vec<Interface>,
     warnings: Vec<String>,
@@ -177,12 +181,15 @@ impl PacketCapture {
         let kind = options.uprobe_kind();
         let skeleton = load(&interfaces, options, kind, snaplen, ring_bytes)?;
         let mut links = Vec::new();
-        let follower = own_sockets(&skeleton, target, options, kind, &mut links, &mut warnings)?;
+        let mut entry = WatchedLinks::new();
+        let links_and_entry = (&mut links, &mut entry);
+        let follower = own_sockets(&skeleton, target, options, links_and_entry, &mut warnings)?;
         enter_interfaces(&skeleton, &interfaces)?;
         let hooks = attach_hooks(&skeleton, &interfaces, &compiled, options)?;
         Ok(Self {
             hooks,
             links,
+            entry,
             follower,
             interfaces,
             warnings,
@@ -247,6 +254,17 @@ impl PacketCapture {
         self.hooks.detach();
         self.follower = None;
         drop_at_once(&mut self.links);
+        self.entry.detach();
+    }
+
+    /// As [`crate::Probes::detach_overwritten`]: processes that start are no targets then.
+    pub fn detach_overwritten(&mut self) -> Vec<PathBuf> {
+        self.entry.detach_overwritten()
+    }
+
+    /// As [`crate::Probes::overwrites`].
+    pub fn overwrites(&self) -> Option<BorrowedFd<'_>> {
+        self.entry.overwrites()
     }
 }
 
@@ -426,8 +444,7 @@ fn own_sockets(
     skeleton: &PacketsSkel<'static>,
     target: Option<PacketTarget<'_>>,
     options: &PacketOptions,
-    kind: UprobeKind,
-    links: &mut Vec<Link>,
+    (links, entry): (&mut Vec<Link>, &mut WatchedLinks),
     warnings: &mut Vec<String>,
 ) -> Result<Option<Follower>, Error> {
     let programs = &skeleton.progs;
@@ -470,10 +487,12 @@ fn own_sockets(
             )?);
         }
         if let Some(target) = target {
+            let kind = options.uprobe_kind();
+            let watch = entry.watch(target.executable);
             let path = target.executable.path_to_probe()?;
             let place = format!("the entry point at file offset {}", target.entry);
             let attach = || kind.attach(&programs.start_target, None, &path, &[target.entry], None);
-            links.extend(attach_link(&place, attach)?);
+            entry.add(watch, attach_link(&place, attach)?);
         }
         match (filters.pid, target) {
             (Some(pid), _) => {

@@ -2,12 +2,14 @@
 //! one loaded object where the kernel can tell a program which executable it was attached to.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::thread::JoinHandle;
 
 use libbpf_rs::{Link, MapCore, MapFlags};
 
 use crate::load::{Repeat, Serving, forget_types, list_types, load};
+use crate::overwrites::{Overwrites, WatchId};
 use crate::privileges::effective_user_can_trace;
 use crate::probes::{attach_all, check_architecture, placements};
 use crate::skeleton::{GotlsSkel, types};
@@ -67,6 +69,8 @@ struct Attached {
     skeleton: Option<GotlsSkel<'static>>,
     target: Target,
     sites: usize,
+    /// Tells if the file is written to.
+    watch: Option<WatchId>,
 }
 
 /// Executables that are being detached from, for which the kernel takes its time.
@@ -81,6 +85,11 @@ pub struct ProbeSet {
     attached: BTreeMap<u32, Attached>,
     /// Their numbers are not free yet.
     leaving: Vec<Leaving>,
+    overwrites: Option<Overwrites>,
+    /// Why nobody tells of it if some file is written to.
+    unwatched: Option<io::Error>,
+    /// Detached from because they were written to, and not told of yet.
+    overwritten: Vec<TargetId>,
     /// Has the maps, and the programs if there is one object for all.
     base: GotlsSkel<'static>,
     set: SetOptions,
@@ -127,9 +136,16 @@ impl ProbeSet {
         let serving = Serving::Many(Self::EXECUTABLES_MAX);
         let selection = Some(set.selection);
         let base = load(serving, selection, programs, kind, options, ring_bytes)?;
+        let (overwrites, unwatched) = match Overwrites::new() {
+            Ok(overwrites) => (Some(overwrites), None),
+            Err(error) => (None, Some(error)),
+        };
         Ok(Self {
             attached: BTreeMap::new(),
             leaving: Vec::new(),
+            overwrites,
+            unwatched,
+            overwritten: Vec::new(),
             base,
             set: *set,
             objects,
@@ -139,21 +155,91 @@ impl ProbeSet {
     }
 
     /// Attaches to an executable, or a shared library, as the plans for its TLS packages say. Either every
-    /// probe of it is in place afterwards, or none.
+    /// probe of it is in place afterwards, or none. Probes that the file has had before it was written to are
+    /// gone, as after [`Self::detach_overwritten`].
     pub fn attach(
         &mut self,
         executable: &Executable,
         wanted: &[Wanted<'_>],
     ) -> Result<TargetId, Error> {
+        let watch = self.watch(executable);
+        // What is there now must not share breakpoints with what was there before.
+        let is_overwritten = self.look_for_overwritten(watch);
         let mut id = None;
-        for wanted in wanted {
-            let attached = self.attach_package(executable, *wanted, id);
-            let number = attached.inspect_err(|_| self.detach(id.as_slice()))?;
-            id.get_or_insert(TargetId(number));
+        let mut attach_all = || {
+            if is_overwritten {
+                let path = executable.name().to_owned();
+                return Err(Error::Changed { path });
+            }
+            for wanted in wanted {
+                let number = self.attach_package(executable, *wanted, id, watch)?;
+                id.get_or_insert(TargetId(number));
+            }
+            id.ok_or_else(|| Error::Load {
+                reason: "there is nothing to attach to".into(),
+            })
+        };
+        let attached = attach_all();
+        if attached.is_err() {
+            self.detach(id.as_slice());
+            self.forget_watch(watch);
         }
-        id.ok_or_else(|| Error::Load {
-            reason: "there is nothing to attach to".into(),
-        })
+        attached
+    }
+
+    fn watch(&mut self, executable: &Executable) -> Option<WatchId> {
+        let watch = self.overwrites.as_ref()?.watch(executable);
+        watch.map_err(|error| self.unwatched = Some(error)).ok()
+    }
+
+    /// Unless somebody needs it still.
+    fn forget_watch(&self, watch: Option<WatchId>) {
+        let is_needed = || self.attached.values().any(|other| other.watch == watch);
+        if let (Some(watch), Some(overwrites)) = (watch, &self.overwrites)
+            && !is_needed()
+        {
+            overwrites.forget(watch);
+        }
+    }
+
+    /// Detaches from executables that have been written to. Whether this one is among them.
+    fn look_for_overwritten(&mut self, this: Option<WatchId>) -> bool {
+        let Some(overwrites) = &self.overwrites else {
+            return false;
+        };
+        let overwritten = overwrites.drain();
+        let is_overwritten =
+            |watch: Option<WatchId>| watch.is_some_and(|watch| overwritten.has(watch));
+        let attached = self.attached.values();
+        let gone = attached.filter(|attached| is_overwritten(attached.watch));
+        let gone: BTreeSet<_> = gone
+            .map(|gone| TargetId(gone.target.arguments.file))
+            .collect();
+        let gone = Vec::from_iter(gone);
+        if !gone.is_empty() {
+            self.detach(&gone);
+            self.finish_detaching();
+            self.overwritten.extend(gone);
+        }
+        is_overwritten(this)
+    }
+
+    /// Detaches from executables that have been written to since they were attached to, waits until that is
+    /// done, and returns which they were: what is there now must not get breakpoints that were meant for
+    /// something else.
+    pub fn detach_overwritten(&mut self) -> Vec<TargetId> {
+        self.look_for_overwritten(None);
+        std::mem::take(&mut self.overwritten)
+    }
+
+    /// Readable when [`Self::detach_overwritten`] is to be called, at once.
+    pub fn overwrites(&self) -> Option<BorrowedFd<'_>> {
+        self.overwrites.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Why nobody tells of it if some of the executables are written to, if that has not been asked before.
+    pub fn take_unwatched(&mut self) -> Option<io::Error> {
+        self.unwatched.take()
     }
 
     /// Attaches to one of an executable's packages, of which the first may be attached to already.
@@ -162,6 +248,7 @@ impl ProbeSet {
         executable: &Executable,
         wanted: Wanted<'_>,
         first: Option<TargetId>,
+        watch: Option<WatchId>,
     ) -> Result<u32, Error> {
         check_architecture(wanted.arch())?;
         let mut target = target(wanted, self.set.options.goroutines)?;
@@ -197,6 +284,7 @@ impl ProbeSet {
                 skeleton,
                 target,
                 sites,
+                watch,
             },
         );
         Ok(number)
@@ -269,6 +357,9 @@ impl ProbeSet {
             .into_iter()
             .filter_map(|number| Some((number, self.attached.remove(&number)?)))
             .collect();
+        for (_, gone) in &executables {
+            self.forget_watch(gone.watch);
+        }
         let links = executables.iter_mut();
         let mut links: Vec<_> = links.flat_map(|(_, gone)| gone.links.drain(..)).collect();
         let thread = std::thread::Builder::new()
@@ -307,6 +398,10 @@ impl ProbeSet {
             .map(|attached| attached.target.arguments.file);
         let ids: Vec<_> = files.map(TargetId).collect();
         self.detach(&ids);
+        self.finish_detaching();
+    }
+
+    fn finish_detaching(&mut self) {
         for mut gone in std::mem::take(&mut self.leaving) {
             // If it has panicked, its links are gone too.
             let _ = gone.thread.take().map(JoinHandle::join);

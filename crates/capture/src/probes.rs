@@ -1,7 +1,8 @@
 //! From a plan to attached uprobes.
 
-use std::os::fd::AsFd;
-use std::path::Path;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
 
 use gobin::{Arch, EntryProbe, FileOffset, Function, KeyPlan, ProbePlan, ReadProbe, Site};
 use libbpf_rs::Link;
@@ -9,10 +10,11 @@ use libbpf_rs::skel::Skel;
 
 use crate::error::kernel_release;
 use crate::load::{Repeat, Serving, load};
+use crate::overwrites::WatchedLinks;
 use crate::privileges::{effective_user_can_trace, give_up_privileges, is_admin};
 use crate::skeleton::GotlsSkel;
 use crate::target::{has_label, target};
-use crate::uprobes::{UprobeKind, drop_at_once};
+use crate::uprobes::UprobeKind;
 use crate::{Error, Executable, Reader, libbpf_log};
 
 /// Whose calls are captured; checked in the kernel, before anything is copied.
@@ -98,7 +100,7 @@ pub(crate) fn ring_bytes(kib: u64) -> Result<u32, Error> {
 /// The attached uprobes of one program. They are gone when this is dropped.
 pub struct Probes {
     // Detached before the programs are unloaded.
-    links: Vec<Link>,
+    links: WatchedLinks,
     /// One for each part. They share the first one's maps.
     objects: Vec<GotlsSkel<'static>>,
     kind: UprobeKind,
@@ -127,7 +129,7 @@ impl Probes {
         let best = || UprobeKind::best(pid.is_some());
         let kind = options.uprobes.unwrap_or_else(best);
         let mut probes = Self {
-            links: Vec::new(),
+            links: WatchedLinks::new(),
             objects: Vec::new(),
             kind,
             sites: 0,
@@ -159,8 +161,9 @@ impl Probes {
         let (kind, ring_bytes) = (self.kind, self.ring_bytes);
         let mut skeleton = load(serving, None, &programs, kind, options, ring_bytes)?;
         let pid = options.filters.pid;
+        let watch = self.links.watch(part.file);
         let links = attach_all(&mut skeleton, kind, part.file, &placements, pid, None)?;
-        self.links.extend(links);
+        self.links.add(watch, links);
         self.objects.push(skeleton);
         self.sites += placements
             .iter()
@@ -195,7 +198,23 @@ impl Probes {
 
     /// Takes all probes away. What is in the ring buffer stays there to be read.
     pub fn detach(&mut self) {
-        drop_at_once(&mut self.links);
+        self.links.detach();
+    }
+
+    /// Takes the probes away from files that have been written to since they were attached to, and returns
+    /// these files' names: what is there now must not get breakpoints that were meant for something else.
+    pub fn detach_overwritten(&mut self) -> Vec<PathBuf> {
+        self.links.detach_overwritten()
+    }
+
+    /// Readable when [`Self::detach_overwritten`] is to be called, at once.
+    pub fn overwrites(&self) -> Option<BorrowedFd<'_>> {
+        self.links.overwrites()
+    }
+
+    /// Why nobody tells of it if some of the files are written to.
+    pub fn unwatched(&self) -> Option<&io::Error> {
+        self.links.unwatched()
     }
 }
 

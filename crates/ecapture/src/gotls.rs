@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use capture::{
-    Executable, Filters, NetworkNamespace, Options, PacketCapture, PacketOptions, PacketTarget,
-    Probes, Process,
+    Executable, Filters, Identity, NetworkNamespace, Options, PacketCapture, PacketOptions,
+    PacketTarget, Probes, Process,
 };
 use gobin::{Analysis, BuildMode};
 use trace::escape_name;
@@ -24,7 +24,7 @@ use crate::pcap_mode::{self, PacketsAndKeys};
 use crate::places::{KnownPlaces, Places};
 use crate::recorder::{CapturedInterface, Context, now_ns};
 use crate::selectors::One;
-use crate::session::{Attached, DebugLog, Session};
+use crate::session::{Attached, DebugLog, PathOfFile, Session};
 use crate::supervise::Signals;
 
 /// Packets still come after their process has ended: the kernel closes its connections.
@@ -53,6 +53,7 @@ pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
     }
     let process = one.pid.map(Process::open).transpose()?;
     let executable = open_executable(one.elfpath, process.as_ref())?;
+    let identity = executable.identity();
     let files = go_files(executable, process.as_ref())?;
     log.say("executable analysed");
 
@@ -60,6 +61,7 @@ pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
         args,
         one,
         mode,
+        identity,
         files: &files,
         process: process.as_ref(),
         log,
@@ -77,6 +79,8 @@ struct Command<'a> {
     args: &'a GotlsArgs,
     one: One<'a>,
     mode: Mode,
+    /// The file that was asked for.
+    identity: Identity,
     /// What there is to capture from; at least one.
     files: &'a [GoFile],
     process: Option<&'a Process>,
@@ -267,6 +271,16 @@ impl<'a> Command<'a> {
             description: self.describe(plans),
             signals,
             log: self.log,
+            path: self.path(),
+        })
+    }
+
+    /// What a process runs stays the same.
+    fn path(&self) -> Option<PathOfFile> {
+        let path = self.one.elfpath.filter(|_| self.process.is_none())?;
+        Some(PathOfFile {
+            path: path.to_owned(),
+            identity: self.identity,
         })
     }
 

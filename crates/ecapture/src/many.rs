@@ -50,6 +50,7 @@ pub(crate) fn run(args: &GotlsArgs, mode: Mode, log: DebugLog) -> Result<(), Fai
         description: watch.describe(),
         signals,
         log,
+        path: None,
     };
     let pipeline = outputs.begin(&args.output, &context(args, mode))?;
     let pipeline = pipeline.with_places(Places::new(known));

@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter};
-use std::path::Path;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
 
 use capture::{InterfaceSelection, InterfaceStatistics, LinkType, PacketCapture, Probes, Reader};
 use events::Record;
@@ -93,6 +94,25 @@ impl Attached for PacketsAndKeys {
     fn detach(&mut self) {
         self.packets.detach();
         self.keys.detach();
+    }
+
+    fn overwrites(&self) -> Vec<BorrowedFd<'_>> {
+        let overwrites = [self.packets.overwrites(), self.keys.overwrites()];
+        overwrites.into_iter().flatten().collect()
+    }
+
+    fn detach_overwritten(&mut self) -> Vec<PathBuf> {
+        let mut names = self.keys.detach_overwritten();
+        for name in self.packets.detach_overwritten() {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
+    }
+
+    fn unwatched(&self) -> Option<&io::Error> {
+        self.keys.unwatched()
     }
 
     fn interface_statistics(&self) -> Vec<InterfaceStatistics> {

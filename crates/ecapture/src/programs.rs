@@ -6,6 +6,7 @@ use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use capture::{
@@ -38,6 +39,9 @@ pub(crate) const LOOKS_MAX: usize = 3;
 /// How many files other parts of the program may have open.
 const OTHER_FILES: usize = 512;
 
+/// Stands for files that have been written to, where else a pid is.
+const OVERWRITES: u64 = u64::MAX;
+
 /// A file as it is now: one that was replaced may have got the inode number of the one before.
 pub(crate) type FileKey = (Identity, i128);
 
@@ -64,6 +68,8 @@ enum Known {
 #[derive(Debug)]
 struct Attached {
     id: TargetId,
+    /// For messages.
+    name: PathBuf,
     processes: BTreeSet<u32>,
     /// Asked for by its path: stays attached whoever runs it.
     pinned: bool,
@@ -149,7 +155,7 @@ pub(crate) struct Programs {
     restless: HashSet<Identity>,
     attached: HashMap<FileKey, Attached>,
     processes: HashMap<u32, Tracked>,
-    /// Tells of processes that have ended.
+    /// Tells of processes that have ended, and of files that have been written to.
     ends: OwnedFd,
     /// How many descriptors there may be for that.
     pidfds_max: usize,
@@ -168,6 +174,11 @@ impl Programs {
         places: KnownPlaces,
         say: fn(&str),
     ) -> std::io::Result<Self> {
+        let ends = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        if let Some(overwrites) = probes.overwrites() {
+            let event = epoll::EventData::new_u64(OVERWRITES);
+            epoll::add(&ends, overwrites, event, epoll::EventFlags::IN)?;
+        }
         Ok(Self {
             probes,
             selectors,
@@ -178,7 +189,7 @@ impl Programs {
             restless: HashSet::new(),
             attached: HashMap::new(),
             processes: HashMap::new(),
-            ends: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            ends,
             pidfds_max: capture::raise_limit_of_open_files().saturating_sub(OTHER_FILES),
             totals: Totals::default(),
             missed: Missed::default(),
@@ -298,9 +309,13 @@ impl Programs {
         let Ok(Some(process)) = ProcessInfo::of(event.pid) else {
             return;
         };
+        let from_event = Library::of_event(event);
         // In an overlay the event's path may be that of the file behind it.
-        let libraries = Library::of_event(event)
-            .map_or_else(|| Library::of(event.pid), |library| vec![library]);
+        let libraries = from_event.map_or_else(|| Library::of(event.pid), |library| vec![library]);
+        // Where the process has ended meanwhile, or has it mapped no longer, it was not looked at.
+        let is_there = |library: &Library| library.identity.inode == event.inode;
+        let is_executable = process.identity.inode == event.inode;
+        let was_looked_at = is_executable || libraries.iter().any(is_there);
         let mut has_go = false;
         for library in libraries {
             if library.identity != process.identity {
@@ -308,7 +323,7 @@ impl Programs {
                 has_go |= self.consider_library(&process, &library, seen);
             }
         }
-        if !has_go {
+        if was_looked_at && !has_go {
             if self.boring.len() >= REMEMBERED_MAX {
                 self.boring.clear();
             }
@@ -394,6 +409,10 @@ impl Programs {
 
     /// Captures from a process if it is meant and can be.
     pub(crate) fn consider(&mut self, candidate: &Candidate<'_>) -> Outcome {
+        if candidate.seen == Seen::Held {
+            // Once it begins, it is too late.
+            self.release_overwritten();
+        }
         let outcome = self.try_process(candidate);
         outcome.unwrap_or(Outcome::FileChanged)
     }
@@ -570,10 +589,16 @@ impl Programs {
             let name = escape_name(executable.name().as_os_str().as_encoded_bytes());
             (self.say)(&format!("{note} ({name})"));
         }
-        let id = self.probes.attach(executable, &plans.wanted())?;
+        let id = self.probes.attach(executable, &plans.wanted());
+        self.release_overwritten();
+        if let Some(error) = self.probes.take_unwatched() {
+            (self.say)(&unwatched(&error));
+        }
+        let id = id?;
         self.totals.executables += 1;
         let attached = Attached {
             id,
+            name: executable.name().to_owned(),
             processes: BTreeSet::new(),
             pinned: false,
             idle: Some(Instant::now()),
@@ -653,7 +678,7 @@ impl Programs {
         }
     }
 
-    /// Forgets processes that have ended.
+    /// Forgets processes that have ended, and lets go of files that have been written to.
     pub(crate) fn forget_ended(&mut self) {
         let event = epoll::Event {
             flags: epoll::EventFlags::empty(),
@@ -666,8 +691,11 @@ impl Programs {
         };
         while let Ok(count @ 1..) = epoll::wait(&self.ends, &mut events[..], Some(&at_once)) {
             for event in &events[..count] {
-                // It was made from a pid.
-                self.ended(event.data.u64() as u32);
+                match event.data.u64() {
+                    OVERWRITES => self.release_overwritten(),
+                    // It was made from a pid.
+                    pid => self.ended(pid as u32),
+                }
             }
         }
     }
@@ -687,6 +715,30 @@ impl Programs {
         }
     }
 
+    /// Detaches from files that have been written to since they were attached to. If one is executed or
+    /// loaded again, it is looked at as any other that has not been seen before.
+    fn release_overwritten(&mut self) {
+        let overwritten = self.probes.detach_overwritten();
+        let is_overwritten = |attached: &Attached| overwritten.contains(&attached.id);
+        let gone = self
+            .attached
+            .extract_if(|_, attached| is_overwritten(attached));
+        for (file, attached) in gone {
+            // Clocks of changes may be coarse: what is there now may have the same time.
+            self.known.remove(&file);
+            for pid in attached.processes {
+                self.probes.unwant(pid, [attached.id]);
+                if let Some(tracked) = self.processes.get_mut(&pid) {
+                    tracked.captured.remove(&file);
+                }
+            }
+            let name = escape_name(attached.name.as_os_str().as_encoded_bytes());
+            (self.say)(&format!(
+                "note: {name} was overwritten: its probes are gone"
+            ));
+        }
+    }
+
     /// Detaches from everything.
     pub(crate) fn detach(&mut self) {
         self.probes.detach_all();
@@ -694,10 +746,18 @@ impl Programs {
 }
 
 impl AsFd for Programs {
-    /// Readable when a process has ended.
+    /// Readable when a process has ended, or a file has been written to.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.ends.as_fd()
     }
+}
+
+/// What to say if nobody tells of files that are written to.
+pub(crate) fn unwatched(error: &std::io::Error) -> String {
+    format!(
+        "note: nobody tells if a file is overwritten while it is captured ({error}); a program that is, and \
+         not replaced, may crash at its start"
+    )
 }
 
 /// Opens a file: what is known of one must never be applied to another. `None` if it can't be opened.
@@ -753,7 +813,7 @@ mod tests {
     use std::path::Path;
     use std::process::Command;
 
-    use capture::{Filters, Options, Selection, SetOptions, Taking};
+    use capture::{Filters, MappingEvents, Options, Selection, SetOptions, Taking};
     use xtask::matrix::{GoRelease, Program, Variant, binary};
     use xtask::process::Child;
 
@@ -819,6 +879,43 @@ mod tests {
         });
         assert_eq!(replaced_after_analysis, (Outcome::FileChanged, true, false));
         assert_eq!(consider(&|| open(&path)), (Outcome::Done, true, true));
+    }
+
+    #[test]
+    #[ignore = "needs root: run `cargo xtask test`"]
+    fn a_library_that_is_mapped_no_longer_is_looked_at_the_next_time() {
+        const SCRIPT: &str = r#"unset LD_PRELOAD; rm "$0"; exec sleep 600"#;
+
+        let dir = tempfile::tempdir().unwrap();
+        let library = dir.path().join("preloaded.so");
+        let ours = Library::of(std::process::id());
+        let is_it = |ours: &&Library| ours.name.to_string_lossy().contains("libz.so");
+        std::fs::copy(&ours.iter().find(is_it).unwrap().name, &library).unwrap();
+        let inode = Executable::open(&library).unwrap().identity().inode;
+        let mut events = MappingEvents::watch().unwrap();
+        let mut sh = Command::new("sh");
+        sh.args(["-c", SCRIPT])
+            .arg(&library)
+            .env("LD_PRELOAD", &library);
+        let process = Child::spawn(&mut sh).unwrap();
+        let info = || ProcessInfo::of(process.pid()).unwrap().unwrap();
+        while info().comm != b"sleep" || Library::of(process.pid()).is_empty() {
+            std::thread::yield_now();
+        }
+        assert!(!library.exists());
+
+        let mut programs = programs();
+        let mut mapped = None;
+        events.drain(|event| {
+            if event.pid == process.pid() {
+                programs.mapped(event);
+                if event.inode == inode {
+                    mapped = Some(event.file);
+                }
+            }
+        });
+        assert!(!programs.boring.contains(&mapped.unwrap()));
+        assert!(!programs.boring.is_empty(), "others were looked at");
     }
 
     #[test]

@@ -1,23 +1,31 @@
 //! One capture, from attaching to the end, whatever it is that is captured.
 
+use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use capture::{InterfaceStatistics, Probes, Process, Reader};
+use capture::{Identity, InterfaceStatistics, Probes, Process, Reader};
+use trace::escape_name;
 
 use crate::consume::{Outcome, consume};
 use crate::failure::Failure;
 use crate::log;
 use crate::pipeline::{Destination, Pipeline};
-use crate::supervise::{End, Signals, wait_for_consumer, wait_for_end};
+use crate::programs::unwatched;
+use crate::supervise::{Chores, End, Signals, wait_for_consumer, wait_for_end};
 
 /// How long the output may block at the end before we leave without having written everything.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether the executable's path leads to another file.
+const LOOK_AT_PATH: Duration = Duration::from_secs(1);
 
 /// What is attached to the kernel, as far as a session has to know.
 pub(crate) trait Attached {
@@ -32,6 +40,21 @@ pub(crate) trait Attached {
 
     /// Takes everything away; what is in the ring buffers stays.
     fn detach(&mut self);
+
+    /// Each is readable when [`Self::detach_overwritten`] is to be called; none if it need not be.
+    fn overwrites(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+
+    /// Detaches from files that have been written to, and returns their names.
+    fn detach_overwritten(&mut self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
+    /// Why nobody tells of some files if they are written to.
+    fn unwatched(&self) -> Option<&io::Error> {
+        None
+    }
 
     /// How packets fared, by interface, once everything has been taken away.
     fn interface_statistics(&self) -> Vec<InterfaceStatistics> {
@@ -56,6 +79,18 @@ impl Attached for Probes {
     fn detach(&mut self) {
         self.detach();
     }
+
+    fn overwrites(&self) -> Vec<BorrowedFd<'_>> {
+        self.overwrites().into_iter().collect()
+    }
+
+    fn detach_overwritten(&mut self) -> Vec<PathBuf> {
+        self.detach_overwritten()
+    }
+
+    fn unwatched(&self) -> Option<&io::Error> {
+        self.unwatched()
+    }
 }
 
 /// Until when to capture, and what to say about it.
@@ -70,6 +105,25 @@ pub(crate) struct Session<'a> {
     pub(crate) description: String,
     pub(crate) signals: Signals,
     pub(crate) log: DebugLog,
+    /// The path that led to what is captured, which may lead to another file one day.
+    pub(crate) path: Option<PathOfFile>,
+}
+
+/// A path, and the file that it led to.
+#[derive(Debug)]
+pub(crate) struct PathOfFile {
+    pub(crate) path: PathBuf,
+    pub(crate) identity: Identity,
+}
+
+impl PathOfFile {
+    /// Whether it leads to another file now. One that leads nowhere may be about to.
+    fn leads_elsewhere(&self) -> bool {
+        fs::metadata(&self.path).is_ok_and(|file| {
+            let Identity { device, inode } = self.identity;
+            (file.dev(), file.ino()) != (device, inode)
+        })
+    }
 }
 
 impl Session<'_> {
@@ -88,6 +142,9 @@ impl Session<'_> {
             self.description,
             attached.extent()
         ));
+        if let Some(error) = attached.unwatched() {
+            log::line(&unwatched(error));
+        }
 
         // The other end of `alive` becomes readable when the thread ends, however it does.
         let (alive, consumer_alive) = UnixStream::pair()
@@ -102,14 +159,47 @@ impl Session<'_> {
             })
             .context("starting a thread")
             .map_err(Failure::Runtime)?;
+        let overwrites = attached.overwrites().into_iter();
+        let overwrites: Vec<_> = overwrites
+            .map(|overwrites| overwrites.try_clone_to_owned())
+            .collect::<io::Result<_>>()
+            .context("waiting")
+            .map_err(Failure::Runtime)?;
+        if !overwrites.is_empty() {
+            // A file that has been overwritten may be executed at any moment.
+            capture::run_promptly();
+        }
         attached.give_up_privileges()?;
 
         let targets: Vec<_> = self.targets.iter().map(AsFd::as_fd).collect();
         let stdout = destinations.contains(&Destination::Stdout).then(io::stdout);
         let stdout = stdout.as_ref().map(AsFd::as_fd);
         let signals = &mut self.signals;
+        let mut path = self.path.take();
+        let every = path.as_ref().map(|_| LOOK_AT_PATH);
+        let mut run = || {
+            for path in attached.detach_overwritten() {
+                let name = escape_name(path.as_os_str().as_encoded_bytes());
+                log::line(&format!(
+                    "note: {name} was overwritten: its probes are gone; to capture from what it is now, begin \
+                     anew"
+                ));
+            }
+            if let Some(PathOfFile { path, .. }) = path.take_if(|path| path.leads_elsewhere()) {
+                let name = escape_name(path.as_os_str().as_encoded_bytes());
+                log::line(&format!(
+                    "note: {name} is another file now: what runs that one is not captured; to capture it, \
+                     begin anew"
+                ));
+            }
+        };
         let mut wait = |targets, duration| {
-            wait_for_end(signals, targets, stdout, alive.as_fd(), duration)
+            let chores = Chores {
+                descriptors: &overwrites,
+                every,
+                run: &mut run,
+            };
+            wait_for_end(signals, targets, stdout, alive.as_fd(), duration, chores)
                 .context("waiting")
                 .map_err(Failure::Runtime)
         };

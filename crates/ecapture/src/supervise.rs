@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -55,6 +55,15 @@ fn ignored_signals(status: &str) -> u64 {
         .unwrap_or(0)
 }
 
+/// What is to be done while the capture goes on.
+pub(crate) struct Chores<'a> {
+    /// When one of them is readable, which it is no longer afterwards.
+    pub(crate) descriptors: &'a [OwnedFd],
+    /// And as often as this.
+    pub(crate) every: Option<Duration>,
+    pub(crate) run: &'a mut dyn FnMut(),
+}
+
 /// Waits until there is a reason to end the capture, such as that all `targets` have ended, each of which
 /// becomes readable then; `stdout` is given if that is the output.
 pub(crate) fn wait_for_end(
@@ -63,6 +72,7 @@ pub(crate) fn wait_for_end(
     stdout: Option<BorrowedFd<'_>>,
     consumer: BorrowedFd<'_>,
     duration: Option<Duration>,
+    chores: Chores<'_>,
 ) -> io::Result<End> {
     let deadline = duration.and_then(|duration| Instant::now().checked_add(duration));
     loop {
@@ -80,10 +90,24 @@ pub(crate) fn wait_for_end(
         let stdout = add(stdout, PollFlags::empty());
         // Those that have ended stay readable, so one at a time will do.
         let target = add(targets.last().copied(), PollFlags::IN);
-        if !wait(&mut descriptors, deadline)? {
-            return Ok(End::TimeIsUp);
+        let others = descriptors.len();
+        let chore = |descriptor| PollFd::new(descriptor, PollFlags::IN);
+        descriptors.extend(chores.descriptors.iter().map(chore));
+        let next = chores
+            .every
+            .and_then(|every| Instant::now().checked_add(every));
+        if !wait(&mut descriptors, deadline.into_iter().chain(next).min())? {
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(End::TimeIsUp);
+            }
+            (chores.run)();
+            continue;
         }
         let ready = |index: usize| !descriptors[index].revents().is_empty();
+        if (others..descriptors.len()).any(ready) {
+            // Before anything else: it can't wait.
+            (chores.run)();
+        }
         if ready(1) {
             return Ok(End::ConsumerEnded);
         }

@@ -9,11 +9,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use xtask::matrix::{GoRelease, Variant};
+use xtask::matrix::{self, GoRelease, Variant};
 use xtask::process::patient;
 
-use crate::capture::{Capture, Signal};
+use crate::capture::{Capture, Signal, ecapture};
 use crate::exchange::{LONG, Program};
+use crate::https;
 
 /// The target checks what it receives; it must not see a wrong byte. Some two hundred times in all.
 fn attaching_and_detaching_does_no_harm(
@@ -136,6 +137,69 @@ fn the_code_is_as_before_once_the_capture_has_ended() -> Result<()> {
             }
             target.finish()?;
         }
+    }
+    Ok(())
+}
+
+/// Gives a file other content, but not another inode.
+fn overwrite(path: &Path, release: GoRelease, program: matrix::Program) -> Result<()> {
+    let binary = matrix::binary(release, Variant::Default, program)?;
+    // Not by this process: Program::copy_of says why.
+    xtask::run::output(Command::new("cp").arg(binary).arg(path))?;
+    Ok(())
+}
+
+/// No instruction of what is there now is at the place of one that was probed.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn a_program_that_is_overwritten_while_it_is_captured_has_no_probes() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    for mode in ["text", "keylog", "pcap"] {
+        let program = Program::new(GoRelease::Go1_24, Variant::Default)?;
+        let mut capture = ecapture();
+        capture.args(["gotls", "-m", mode]);
+        let file = dir.path().join(mode);
+        match mode {
+            "keylog" => drop(capture.arg("-k").arg(file)),
+            "pcap" => drop(capture.args(["-i", "lo", "-w"]).arg(file)),
+            _ => {}
+        }
+        let mut capture = Capture::spawn(capture.arg("-e").arg(program.path()))?;
+        overwrite(
+            &program.path(),
+            GoRelease::Go1_19,
+            matrix::Program::Exchange,
+        )?;
+        capture.wait_for_note("was overwritten: its probes are gone")?;
+        let mut target = program.start("-hold -sizes 100")?;
+        assert_eq!(changed_code(target.pid(), &program.path())?, []);
+        target.go()?;
+        target.finish()?;
+        capture.child().signal(Signal::TERM)?;
+        let ended = capture.end()?;
+        ensure!(ended.status.success(), "{}", ended.stderr_text());
+    }
+    Ok(())
+}
+
+/// With breakpoints where the old content had probes, this one crashes.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn a_program_that_is_overwritten_while_many_are_captured_begins() -> Result<()> {
+    let other = https::program(GoRelease::Go1_24)?;
+    for uprobes in ["multi", "perf"] {
+        let program = https::program(GoRelease::Go1_24)?;
+        let (path, other) = (program.path(), other.path());
+        let mut capture = ecapture();
+        capture.args(["gotls", "--format", "json", "--uprobes", uprobes]);
+        capture.args(["--longest-hold", "60000", "-e"]).arg(&path);
+        let capture = Capture::spawn(capture.arg("-e").arg(other))?;
+        for release in [GoRelease::Go1_19, GoRelease::Go1_15, GoRelease::Go1_24] {
+            overwrite(&path, release, matrix::Program::Https)?;
+            let logged = https::Https::start(&program, "-requests 2")?.finish()?;
+            assert!(!logged.is_empty());
+        }
+        capture.stop()?;
     }
     Ok(())
 }

@@ -156,6 +156,28 @@ fn a_program_and_the_one_that_replaces_it_are_captured() -> Result<()> {
     Ok(())
 }
 
+/// The same file with other content, again and again: `cp`, not `mv`.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn a_program_that_is_overwritten_is_captured_as_what_it_is_now() -> Result<()> {
+    let fleet = Fleet::new("overwritten")?;
+    let path = fleet.add(0, GoRelease::Go1_24, Variant::Default)?;
+    let other = fleet.add(1, GoRelease::Go1_24, Variant::Default)?;
+    let (path_text, other) = (path.display().to_string(), other.display().to_string());
+    let files = ["-e", &path_text, "-e", &other];
+    for selectors in [&files[..], &["--comm", &fleet.glob()]] {
+        let capture = fleet.capture_by(selectors, "--longest-hold 60000")?;
+        let mut expected = Connections::default();
+        for (release, variant) in TEN {
+            fleet.add(0, release, variant)?;
+            let log = Exchange::spawn(&mut command(&path, "-sizes 1,100,16385"))?.finish()?;
+            expected = expected.and(log.connections());
+        }
+        capture.stop()?.connections()?.assert_equal(&expected);
+    }
+    Ok(())
+}
+
 /// A server that sends each line back, reversed, and a client: both written in C.
 fn openssl_speaks_with_itself(dir: &Path) -> Result<()> {
     let openssl = |arguments: &str| {

@@ -84,6 +84,27 @@ fn a_path_covers_processes_from_before_and_after() -> Result<()> {
     Ok(())
 }
 
+/// As a package's upgrade does, or one of a release that a symbolic link leads to.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn it_is_said_when_a_path_leads_to_another_file() -> Result<()> {
+    let [program, upgrade] = [Program::newest()?, Program::newest()?];
+    let link = program.dir().join("current");
+    std::os::unix::fs::symlink(program.path(), &link)?;
+    let capture = Capture::of(&link, "")?;
+    let of_old = program.run("-seed 1")?;
+    let new_link = program.dir().join("next");
+    std::os::unix::fs::symlink(upgrade.path(), &new_link)?;
+    std::fs::rename(&new_link, &link)?;
+    capture.wait_for_note("current is another file now")?;
+    upgrade.run("-seed 2")?;
+    capture
+        .stop()?
+        .connections()?
+        .assert_equal(&of_old.connections());
+    Ok(())
+}
+
 /// Attached in the middle of a connection, the capture begins with the call that comes next.
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
