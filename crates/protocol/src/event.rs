@@ -113,6 +113,8 @@ pub enum Trouble {
         /// How many.
         bytes: u64,
     },
+    /// Which response belongs to which request is not certain: a request or a response was not seen.
+    Unpaired,
     /// The connection was first seen in the middle.
     MidStream,
     /// The bytes are not what the protocol prescribes.
@@ -128,6 +130,9 @@ impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Gap { bytes } => write!(f, "{bytes} bytes are missing"),
+            Self::Unpaired => {
+                f.write_str("it is not certain which response belongs to which request")
+            }
             Self::MidStream => f.write_str("the connection was first seen in the middle"),
             Self::Malformed(what) => write!(f, "malformed: {what}"),
             Self::UnknownFields(count) => {

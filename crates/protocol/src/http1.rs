@@ -251,6 +251,9 @@ impl Http1 {
         if let Some(doubt) = answer.doubt {
             sink(HttpEvent::Trouble(Some(id), Side::Server, offset, doubt));
         }
+        if let Some((offset, why)) = answer.missed {
+            sink(HttpEvent::Trouble(Some(id), Side::Client, offset, why));
+        }
         if interim {
             self.stream(Side::Server).state = State::Head;
             return;

@@ -88,7 +88,7 @@ impl Http1 {
 
     /// What the server sends does not fit what was asked.
     pub(super) fn doubt_all(&mut self, offset: u64, sink: &mut HttpSink<'_>) {
-        let why = Trouble::Malformed("it is not certain which response this request has");
+        let why = Trouble::Unpaired;
         let ids = self.pairing.give_up(why.clone());
         self.give_up(ids, Side::Server, offset, &why, sink);
     }
@@ -109,9 +109,9 @@ impl Http1 {
         stream.may_switch = false;
         if side == Side::Client {
             sink(HttpEvent::Trouble(id, side, offset, why.clone()));
-            return self.pairing.client_lost(&why);
+            return self.pairing.client_lost(offset, why);
         }
-        let ids = self.pairing.server_lost(&why);
+        let ids = self.pairing.server_lost();
         let told = id.map_or(!ids.is_empty(), |id| ids.contains(&id));
         if !told {
             sink(HttpEvent::Trouble(id, side, offset, why.clone()));
