@@ -328,7 +328,7 @@ impl Exchange {
                 .map_or(0, |head| unknown(&head.fields) + head.unknown_fields);
         if unknown > 0 {
             gaps.push(format!(
-                "{unknown} header fields refer to what was sent before the capture began"
+                "{unknown} header fields refer to what was not seen"
             ));
         }
         // That is the reason for what was said of an unseen request.

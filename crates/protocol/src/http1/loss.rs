@@ -5,7 +5,7 @@ use std::mem;
 use super::head::Framing;
 use super::start_line::{Match, certain_start_line, status_line};
 use super::{Http1, Input, State};
-use crate::event::{HttpEvent, HttpSink, Side, StreamId, Trouble};
+use crate::event::{Cause, HttpEvent, HttpSink, Side, StreamId, Trouble};
 
 impl Http1 {
     pub(super) fn find_head(&mut self, input: Input<'_>, sink: &mut HttpSink<'_>) -> usize {
@@ -136,8 +136,15 @@ impl Http1 {
         }
     }
 
-    pub(super) fn gap_in(&mut self, side: Side, offset: u64, bytes: u64, sink: &mut HttpSink<'_>) {
-        let why = Trouble::Gap { bytes };
+    pub(super) fn gap_in(
+        &mut self,
+        side: Side,
+        offset: u64,
+        bytes: u64,
+        cause: Cause,
+        sink: &mut HttpSink<'_>,
+    ) {
+        let why = cause.trouble(bytes);
         match &mut self.stream(side).state {
             State::Body(id, Framing::Length(left)) => {
                 let id = *id;
@@ -149,7 +156,8 @@ impl Http1 {
                     self.end(side, id, sink);
                 }
                 if bytes > missing {
-                    self.gap_in(side, offset.saturating_add(missing), bytes - missing, sink);
+                    let offset = offset.saturating_add(missing);
+                    self.gap_in(side, offset, bytes - missing, cause, sink);
                 }
             }
             State::Body(id, Framing::Chunked(chunked)) => {

@@ -98,6 +98,14 @@ impl Pairing {
         }
     }
 
+    /// Of a connection of which something is missing before.
+    pub(super) fn behind_gap() -> Self {
+        Self {
+            doubt: Some(Trouble::Unpaired),
+            ..Self::new(false)
+        }
+    }
+
     /// A request begins; `between` says that no response is under way.
     pub(super) fn request(&mut self, asked: Asked, between: bool) -> Asking {
         let id = self.fresh();
@@ -163,6 +171,10 @@ impl Pairing {
             (Some((offset, Trouble::Gap { bytes })), Trouble::Gap { bytes: more }) => {
                 let bytes = bytes.saturating_add(more);
                 (offset, Trouble::Gap { bytes })
+            }
+            (Some((offset, Trouble::LeftOut { bytes })), Trouble::LeftOut { bytes: more }) => {
+                let bytes = bytes.saturating_add(more);
+                (offset, Trouble::LeftOut { bytes })
             }
             (_, why) => (offset, why),
         });
