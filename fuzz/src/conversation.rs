@@ -1,7 +1,7 @@
 //! Which protocol a connection speaks: bytes that aren't decoded are handed on as they came.
 
 use events::Direction;
-use protocol::{Conversation, ConversationEvent, Hint, Protocol, Side};
+use protocol::{Cause, Conversation, ConversationEvent, Hint, Protocol, Side};
 
 use crate::connection::{self, HTTP1, Step, is_complete, steps};
 
@@ -50,7 +50,7 @@ pub fn run(bytes: &[u8]) {
             sent[direction.index()].extend(*data);
             conversation.data(direction, offset, data, &mut note);
         } else {
-            conversation.gap(direction, offset, length, &mut note);
+            conversation.missing(direction, offset, length, Cause::Lost, &mut note);
         }
         let held = conversation.held();
         assert!(held <= HELD_MAX, "{held} bytes are held");

@@ -7,7 +7,7 @@
 
 use events::Direction;
 
-use crate::event::{Decoder, HttpEvent, HttpSink, Side};
+use crate::event::{Cause, Decoder, HttpEvent, HttpSink, Side};
 use crate::http1::{Http1, Match, certain_start_line, request_line, status_line};
 use crate::http2::Http2;
 
@@ -70,6 +70,8 @@ pub struct Conversation {
     role: Option<Side>,
     expected: Expected,
     from_beginning: bool,
+    /// It was seen from its beginning, but something is missing.
+    damaged: bool,
     /// Bytes that were passed on raw.
     passed: u64,
     speaks: Speaks,
@@ -118,6 +120,7 @@ impl Conversation {
             role: hint.role,
             expected,
             from_beginning: hint.from_beginning,
+            damaged: false,
             passed: 0,
             speaks: Speaks::Undecided(Vec::new()),
         }
@@ -161,24 +164,28 @@ impl Conversation {
     }
 
     /// The next `bytes` bytes of this direction, from `offset` on, are missing.
-    pub fn gap(
+    pub fn missing(
         &mut self,
         direction: Direction,
         offset: u64,
         bytes: u64,
+        cause: Cause,
         sink: &mut ConversationSink<'_>,
     ) {
         let side = self.side(direction);
         match (&mut self.speaks, side) {
-            (Speaks::Http1(decoder), Some(side)) => decoder.gap(side, offset, bytes, sink),
+            (Speaks::Http1(decoder), Some(side)) => {
+                decoder.missing(side, offset, bytes, cause, sink);
+            }
             (Speaks::Http2(decoder), Some(side)) => {
-                decoder.gap(side, offset, bytes, &mut |event| {
+                decoder.missing(side, offset, bytes, cause, &mut |event| {
                     sink(ConversationEvent::Http(event));
                 });
             }
             _ => {
                 // What is held began before: it is no beginning of anything that we could decode.
                 self.pass(sink);
+                self.damaged |= self.from_beginning;
                 self.from_beginning = false;
                 sink(ConversationEvent::RawMissing(direction, offset, bytes));
             }
@@ -310,8 +317,18 @@ impl Conversation {
 
     fn decide(&mut self, protocol: Protocol, sink: &mut ConversationSink<'_>) {
         let speaks = match protocol {
-            Protocol::Http1 => Speaks::Http1(Box::new(UpgradableHttp1::new(self.from_beginning))),
-            Protocol::Http2 => Speaks::Http2(http2(self.from_beginning)),
+            Protocol::Http1 => {
+                let decoder = match (self.from_beginning, self.damaged) {
+                    (false, true) => Http1::behind_gap(),
+                    (from_beginning, _) => Http1::new(from_beginning),
+                };
+                Speaks::Http1(Box::new(UpgradableHttp1::new(decoder)))
+            }
+            Protocol::Http2 => Speaks::Http2(Box::new(match (self.from_beginning, self.damaged) {
+                (true, _) => Http2::new(),
+                (false, true) => Http2::behind_gap(),
+                (false, false) => Http2::joined(),
+            })),
             Protocol::Other => Speaks::Other,
         };
         let held = match std::mem::replace(&mut self.speaks, speaks) {
@@ -407,9 +424,9 @@ struct Upgraded {
 }
 
 impl UpgradableHttp1 {
-    fn new(from_beginning: bool) -> Self {
+    fn new(decoder: Http1) -> Self {
         Self {
-            decoder: Http1::new(from_beginning),
+            decoder,
             http2: None,
         }
     }
@@ -420,10 +437,17 @@ impl UpgradableHttp1 {
         self.decoder.data(side, offset, bytes, sink);
     }
 
-    fn gap(&mut self, side: Side, offset: u64, bytes: u64, sink: &mut ConversationSink<'_>) {
+    fn missing(
+        &mut self,
+        side: Side,
+        offset: u64,
+        bytes: u64,
+        cause: Cause,
+        sink: &mut ConversationSink<'_>,
+    ) {
         let http2 = &mut self.http2;
         let sink = &mut |event: HttpEvent<'_>| pass_on(http2, event, sink);
-        self.decoder.gap(side, offset, bytes, sink);
+        self.decoder.missing(side, offset, bytes, cause, sink);
     }
 
     fn held(&self) -> usize {
@@ -463,20 +487,11 @@ fn pass_on(upgraded: &mut Option<Upgraded>, event: HttpEvent<'_>, sink: &mut Con
     }
     if matches!(&event, HttpEvent::Switched(_, protocol) if protocol.eq_ignore_ascii_case(b"h2c")) {
         *upgraded = Some(Upgraded {
-            decoder: http2(true),
+            decoder: Box::new(Http2::new()),
             passed: [0; 2],
         });
     }
     sink(ConversationEvent::Http(event));
-}
-
-/// A decoder of HTTP/2, from the beginning or not.
-fn http2(from_beginning: bool) -> Box<dyn Decoder + Send> {
-    Box::new(if from_beginning {
-        Http2::new()
-    } else {
-        Http2::joined()
-    })
 }
 
 /// Adds to what is held.

@@ -62,7 +62,7 @@ pub struct Field {
     /// The name; not necessarily text.
     pub name: Vec<u8>,
     /// The value; not necessarily text. `None` if it stands in a part of the HPACK dynamic table that
-    /// was sent before we looked.
+    /// we did not see being sent.
     pub value: Option<Vec<u8>>,
 }
 
@@ -107,17 +107,27 @@ pub struct ResponseHead {
 /// Why something could not be decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trouble {
-    /// Bytes are missing (lost, unreadable or not captured), and what follows could not be told apart
+    /// Bytes are missing (lost or unreadable), and what follows could not be told apart
     /// from them. Decoding goes on as soon as a message begins.
     Gap {
         /// How many.
         bytes: u64,
     },
+    /// So many bytes are missing because the user asked for no more of each call; else like
+    /// [`Trouble::Gap`].
+    LeftOut {
+        /// How many.
+        bytes: u64,
+    },
+    /// Which response belongs to which request is not certain: a request or a response was not seen.
+    Unpaired,
     /// The connection was first seen in the middle.
     MidStream,
+    /// What came before on this stream may have been missed.
+    Unseen,
     /// The bytes are not what the protocol prescribes.
     Malformed(&'static str),
-    /// So many fields' names or values are not known, because they were sent before we looked (see
+    /// So many fields' names or values are not known, because they refer to what we did not see (see
     /// [`Field::value`]), and no head says so.
     UnknownFields(usize),
     /// More than we are ready to hold: what, and the limit.
@@ -128,12 +138,36 @@ impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Gap { bytes } => write!(f, "{bytes} bytes are missing"),
+            Self::LeftOut { bytes } => write!(f, "{bytes} bytes were not captured (--tsize)"),
+            Self::Unpaired => {
+                f.write_str("it is not certain which response belongs to which request")
+            }
             Self::MidStream => f.write_str("the connection was first seen in the middle"),
+            Self::Unseen => f.write_str("its beginning was not seen"),
             Self::Malformed(what) => write!(f, "malformed: {what}"),
             Self::UnknownFields(count) => {
-                write!(f, "{count} header fields were sent before we looked")
+                write!(f, "{count} header fields refer to what was not seen")
             }
             Self::TooMuch(what, limit) => write!(f, "{what}: more than the limit of {limit}"),
+        }
+    }
+}
+
+/// Why bytes are missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// They were lost, or could not be read.
+    Lost,
+    /// The user asked for no more of each call.
+    LeftOut,
+}
+
+impl Cause {
+    /// That `bytes` bytes are missing.
+    pub(crate) fn trouble(self, bytes: u64) -> Trouble {
+        match self {
+            Self::Lost => Trouble::Gap { bytes },
+            Self::LeftOut => Trouble::LeftOut { bytes },
         }
     }
 }
@@ -173,7 +207,19 @@ pub trait Decoder {
     fn data(&mut self, side: Side, offset: u64, bytes: &[u8], sink: &mut HttpSink<'_>);
 
     /// The next `bytes` bytes that `side` sent, from `offset` on, are missing.
-    fn gap(&mut self, side: Side, offset: u64, bytes: u64, sink: &mut HttpSink<'_>);
+    fn missing(
+        &mut self,
+        side: Side,
+        offset: u64,
+        bytes: u64,
+        cause: Cause,
+        sink: &mut HttpSink<'_>,
+    );
+
+    /// The same, of bytes that were lost.
+    fn gap(&mut self, side: Side, offset: u64, bytes: u64, sink: &mut HttpSink<'_>) {
+        self.missing(side, offset, bytes, Cause::Lost, sink);
+    }
 
     /// Neither side sends any more.
     fn close(&mut self, sink: &mut HttpSink<'_>);

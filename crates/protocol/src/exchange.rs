@@ -328,12 +328,17 @@ impl Exchange {
                 .map_or(0, |head| unknown(&head.fields) + head.unknown_fields);
         if unknown > 0 {
             gaps.push(format!(
-                "{unknown} header fields refer to what was sent before the capture began"
+                "{unknown} header fields refer to what was not seen"
             ));
         }
-        gaps.extend(self.trouble.iter().map(|(side, trouble)| match side {
-            Side::Client => format!("in the request: {trouble}"),
-            Side::Server => format!("in the response: {trouble}"),
+        // That is the reason for what was said of an unseen request.
+        let known = self.request.head.is_some();
+        let trouble = self.trouble.iter();
+        let trouble = trouble.filter(|(_, trouble)| known || *trouble != Trouble::Unpaired);
+        gaps.extend(trouble.map(|(side, trouble)| match (trouble, side) {
+            (Trouble::Unpaired, _) => trouble.to_string(),
+            (_, Side::Client) => format!("in the request: {trouble}"),
+            (_, Side::Server) => format!("in the response: {trouble}"),
         }));
         match self.ending {
             None | Some(Ending::Complete) => {}

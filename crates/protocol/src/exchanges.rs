@@ -134,7 +134,11 @@ impl Exchanges {
             }
             HttpEvent::Trouble(Some(stream), side, _, trouble) => {
                 if let Some(open) = self.open(stream, sink) {
-                    open.touch(side, time);
+                    // Of a request that was missed, nothing more comes.
+                    let (request, response) = (&open.exchange.request, &open.exchange.response);
+                    if side == Side::Server || request.is_seen() || !response.is_seen() {
+                        open.touch(side, time);
+                    }
                     open.trouble(side, trouble);
                 }
             }

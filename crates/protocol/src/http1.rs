@@ -26,7 +26,7 @@ use pairing::Pairing;
 use start_line::start_line;
 use switching::switches_to;
 
-use crate::event::{Decoder, HttpEvent, HttpSink, Side, StreamId, Trouble};
+use crate::event::{Cause, Decoder, HttpEvent, HttpSink, Side, StreamId, Trouble};
 
 /// Bytes that are held of what a client sends behind a `CONNECT` or `Upgrade` before it is answered.
 pub const HELD_MAX: usize = 64 << 10;
@@ -117,6 +117,18 @@ impl Http1 {
             pairing: Pairing::new(from_beginning),
             switched: None,
         }
+    }
+
+    /// A decoder of a connection of which something is missing before the first byte that it gets.
+    pub fn behind_gap() -> Self {
+        let mut decoder = Self {
+            pairing: Pairing::behind_gap(),
+            ..Self::new(false)
+        };
+        for stream in &mut decoder.streams {
+            stream.unseen = false;
+        }
+        decoder
     }
 
     fn stream(&mut self, side: Side) -> &mut Stream {
@@ -251,6 +263,9 @@ impl Http1 {
         if let Some(doubt) = answer.doubt {
             sink(HttpEvent::Trouble(Some(id), Side::Server, offset, doubt));
         }
+        if let Some((offset, why)) = answer.missed {
+            sink(HttpEvent::Trouble(Some(id), Side::Client, offset, why));
+        }
         if interim {
             self.stream(Side::Server).state = State::Head;
             return;
@@ -384,10 +399,17 @@ impl Decoder for Http1 {
         self.feed(input, sink);
     }
 
-    fn gap(&mut self, side: Side, offset: u64, bytes: u64, sink: &mut HttpSink<'_>) {
+    fn missing(
+        &mut self,
+        side: Side,
+        offset: u64,
+        bytes: u64,
+        cause: Cause,
+        sink: &mut HttpSink<'_>,
+    ) {
         if bytes > 0 {
             self.stream(side).end = offset.saturating_add(bytes);
-            self.gap_in(side, offset, bytes, sink);
+            self.gap_in(side, offset, bytes, cause, sink);
         }
     }
 

@@ -21,7 +21,7 @@ use sync::{Found, Search, Work};
 
 pub use crate::hpack::MAX_TABLE;
 use crate::hpack::{self, DEFAULT_TABLE};
-use crate::{Decoder, HttpEvent, HttpSink, Side, Trouble};
+use crate::{Cause, Decoder, HttpEvent, HttpSink, Side, Trouble};
 
 /// What a client sends first (RFC 9113 section 3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -72,15 +72,24 @@ impl Http2 {
 
     /// For a connection that is first seen in the middle.
     pub fn joined() -> Self {
+        let mut decoder = Self::behind_gap();
+        for half in &mut decoder.halves {
+            half.joined = true;
+        }
+        decoder.shared.streams.joined = true;
+        decoder
+    }
+
+    /// For a connection of which something is missing before the first byte that it gets.
+    pub fn behind_gap() -> Self {
         let half = |side| Half {
             hpack: hpack::Decoder::joined(),
-            joined: true,
             ..Half::new(side, State::Lost(Search::new(side, None)))
         };
         Self {
             halves: [half(Side::Client), half(Side::Server)],
             shared: Shared {
-                streams: Streams::joined(),
+                streams: Streams::behind_gap(),
                 agreed: [Agreed::UNKNOWN; 2],
             },
         }
@@ -98,8 +107,15 @@ impl Decoder for Http2 {
         self.halves[side.index()].data(offset, bytes, &mut self.shared, sink);
     }
 
-    fn gap(&mut self, side: Side, offset: u64, bytes: u64, sink: &mut HttpSink<'_>) {
-        self.halves[side.index()].gap(offset, bytes, &mut self.shared, sink);
+    fn missing(
+        &mut self,
+        side: Side,
+        offset: u64,
+        bytes: u64,
+        cause: Cause,
+        sink: &mut HttpSink<'_>,
+    ) {
+        self.halves[side.index()].missing(offset, bytes, cause, &mut self.shared, sink);
     }
 
     fn close(&mut self, sink: &mut HttpSink<'_>) {
@@ -294,19 +310,24 @@ impl Half {
         }
     }
 
-    fn gap(&mut self, offset: u64, bytes: u64, shared: &mut Shared, sink: &mut HttpSink<'_>) {
+    fn missing(
+        &mut self,
+        offset: u64,
+        bytes: u64,
+        cause: Cause,
+        shared: &mut Shared,
+        sink: &mut HttpSink<'_>,
+    ) {
         self.settle(shared, sink);
         let mut inside = 0;
         if let State::Payload(payload) = &mut self.state {
             inside = bytes.min(payload.remaining.into());
             let mut payload = *payload;
-            self.payload_missing(&mut payload, offset, inside, sink);
+            self.payload_missing(&mut payload, offset, inside, cause, sink);
             self.payload_done(payload, shared, sink);
         }
         if bytes > inside {
-            let trouble = Trouble::Gap {
-                bytes: bytes - inside,
-            };
+            let trouble = cause.trouble(bytes - inside);
             self.lose(offset.saturating_add(inside), trouble, shared, sink);
         }
     }
@@ -317,6 +338,7 @@ impl Half {
         payload: &mut Payload,
         offset: u64,
         bytes: u64,
+        cause: Cause,
         sink: &mut HttpSink<'_>,
     ) {
         let place = Place {
@@ -333,10 +355,10 @@ impl Half {
         } else if payload.wanted {
             // What of the frame is padding was said in the first missing byte.
             payload.padding = Some(payload.remaining - bytes as u32);
-            sink(place.trouble(Trouble::Gap { bytes }));
+            sink(place.trouble(cause.trouble(bytes)));
         }
         if let Some(block) = &mut self.block {
-            block.trouble = Some(Trouble::Gap { bytes });
+            block.trouble = Some(cause.trouble(bytes));
         }
         payload.remaining -= bytes as u32;
         if let Some(padding) = &mut payload.padding {

@@ -34,7 +34,7 @@ pub use conversation::{
     Conversation, ConversationEvent, ConversationSink, Hint, Protocol, RAW_MAX, UNDECIDED_MAX,
 };
 pub use event::{
-    Decoder, Field, HttpEvent, HttpSink, RequestHead, ResponseHead, Side, StreamId, Trouble,
+    Cause, Decoder, Field, HttpEvent, HttpSink, RequestHead, ResponseHead, Side, StreamId, Trouble,
     Version,
 };
 pub use exchange::{

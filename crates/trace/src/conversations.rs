@@ -13,8 +13,8 @@ use std::sync::Arc;
 use events::{Direction, Role};
 use lru::LruCache;
 use protocol::{
-    Budget, Conversation, ConversationEvent, Ending, Exchanges, Hint, Limits, Notice, Protocol,
-    Redaction, Side, Time,
+    Budget, Cause, Conversation, ConversationEvent, Ending, Exchanges, Hint, HttpEvent, Limits,
+    Notice, Protocol, Redaction, Side, Time, Trouble,
 };
 
 use crate::event::{Closed, Data, Event, Http, Lost, Opened, Sink};
@@ -29,7 +29,7 @@ const UNDECIDED_CALLS_MAX: usize = 64;
 pub enum Plaintext {
     /// All of it.
     All,
-    /// What is not HTTP.
+    /// What is not HTTP, and calls of which nothing can be decoded because they were cut.
     #[default]
     Undecoded,
     /// None.
@@ -220,7 +220,8 @@ impl<S: Sink> Conversations<S> {
             |conversation, sink| {
                 conversation.data(data.direction, data.stream_offset, data.payload, sink);
                 if let Some(truncated) = truncated {
-                    conversation.gap(data.direction, end, truncated, sink);
+                    let cause = Cause::LeftOut;
+                    conversation.missing(data.direction, end, truncated, cause, sink);
                 }
             },
         )
@@ -248,7 +249,8 @@ impl<S: Sink> Conversations<S> {
         self.hand_on(undecided)?;
         self.sink.event(&Event::Lost(*lost))?;
         self.feed(place.connection, lost.time, None, |conversation, sink| {
-            conversation.gap(place.direction, place.stream_offset, lost.bytes, sink);
+            let (offset, cause) = (place.stream_offset, Cause::Lost);
+            conversation.missing(place.direction, offset, lost.bytes, cause, sink);
         })
     }
 
@@ -333,15 +335,23 @@ impl<S: Sink> Conversations<S> {
         let mut out = Out::new(&mut self.sink, time, *pid, comm, number);
         out.requests = *known;
         let mut raw = false;
+        // Of this call's bytes: some could not be decoded without those that were left out, some were.
+        let (mut undecoded, mut decoded) = (false, false);
         feed(conversation, &mut |event| match event {
             ConversationEvent::Protocol(_, role) => out.requests = requests(role),
             ConversationEvent::Http(event) => {
+                match event {
+                    HttpEvent::Trouble(.., Trouble::LeftOut { .. }) => undecoded = true,
+                    HttpEvent::Trouble(..) => {}
+                    _ => decoded = true,
+                }
                 exchanges.event(at, event, &mut |notice| out.notice(&notice));
             }
             ConversationEvent::Raw(..) | ConversationEvent::RawMissing(..) => raw = true,
         });
         *known = out.requests;
         let result = out.result;
+        raw |= undecoded && !decoded;
 
         let decided = connection.conversation.protocol().is_some();
         let mut undecided = Vec::new();

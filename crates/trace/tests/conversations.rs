@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use events::{CloseCause, Direction};
+use events::{Agreed, CloseCause, Direction, Role};
 use protocol::Notice;
 use serde_json::Value;
 use trace::{
-    Closed, ConversationOptions, Conversations, Data, Event, HarSink, JsonSink, LineType, Palette,
-    PayloadStyle, Redaction, Sink, TextSink, Timestamp,
+    Closed, ConversationOptions, Conversations, Data, Event, HarSink, JsonSink, LineType, Opened,
+    Palette, PayloadStyle, Redaction, Sink, TextSink, Timestamp,
 };
 
 /// What each end of connection 1 sends, in turn.
@@ -111,6 +111,107 @@ Host: h.test
 [incomplete: no response was seen; the capture ended]
 ";
     let found = text(Redaction::default());
+    assert_eq!(found, expected, "{found}");
+}
+
+/// What connections show of calls of which only the first `kept` bytes are captured; all of them agreed on
+/// `protocol`.
+fn text_of_cut(protocol: &'static [u8], kept: usize, calls: &[(Direction, &[u8])]) -> String {
+    let mut out = Vec::new();
+    let utc = jiff::tz::TimeZone::UTC;
+    let sink = TextSink::new(&mut out, PayloadStyle::Text, Palette::PLAIN, utc);
+    let mut conversations = Conversations::new(sink, ConversationOptions::default());
+    let time = Timestamp(1_795_379_103_000_000_000);
+    let opened = Event::Opened(Opened {
+        time,
+        pid: 42,
+        tid: 43,
+        comm: b"server",
+        connection: 1,
+        from_start: true,
+        fd: None,
+        local: None,
+        remote: None,
+        agreed: Some(Agreed {
+            role: Role::Server,
+            version: 0x0304,
+            cipher_suite: 0x1301,
+            resumed: false,
+            server_name: None,
+            protocol: Some(protocol),
+        }),
+        container: None,
+    });
+    conversations.event(&opened).unwrap();
+    let mut offsets = [0; 2];
+    for (direction, bytes) in calls {
+        let offset = &mut offsets[direction.index()];
+        let payload = &bytes[..bytes.len().min(kept)];
+        let Event::Data(data) = call(time, 1, *direction, *offset, payload) else {
+            unreachable!()
+        };
+        let truncated = (bytes.len() - payload.len()) as u64;
+        let call_length = bytes.len() as u64;
+        let data = Data {
+            call_length,
+            truncated,
+            ..data
+        };
+        conversations.event(&Event::Data(data)).unwrap();
+        *offset += bytes.len() as u64;
+    }
+    conversations.finish(time).unwrap();
+    conversations.flush().unwrap();
+    drop(conversations);
+    let text = String::from_utf8(out).unwrap();
+    let (_, rest) = text.split_once('\n').unwrap();
+    rest.replace("20:25:03.000000 server[42] ", "")
+}
+
+#[test]
+fn heads_that_are_cut_are_shown_as_they_came() {
+    let calls = [(Direction::Read, REQUEST), (Direction::Write, RESPONSE)];
+    let expected = "\
+#1 HTTP: from byte 70 of the client on: 89 bytes were not captured (--tsize)
+#1 ← read 70 bytes, 0-70 of 159, the rest not captured (--tsize)
+POST /greet?a=1&b=%20 HTTP/1.1
+Host: h.test
+Authorization: Bearer se
+#1 HTTP: from byte 70 of the server on: 12 bytes were not captured (--tsize)
+#1 → write 70 bytes, 0-70 of 82, the rest not captured (--tsize)
+HTTP/1.1 200 OK
+Content-Type: image/png
+X-Trick: \\x1b[2J
+Content-Lengt
+";
+    let found = text_of_cut(b"http/1.1", 70, &calls);
+    assert_eq!(found, expected, "{found}");
+}
+
+/// Nothing was sent before the capture began.
+#[test]
+fn what_follows_a_cut_preface_was_not_joined_in_the_middle() {
+    let settings: &[u8] = b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64";
+    let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", settings].concat();
+    let request: &[u8] = b"\0\0\x05\x01\x05\0\0\0\x01\x82\x87\x84\xbe\xbf";
+    let calls = [
+        (Direction::Read, &preface[..]),
+        (Direction::Read, request),
+        (Direction::Write, b"\0\0\x01\x01\x05\0\0\0\x01\x88"),
+    ];
+    let expected = "\
+#1 ← read 20 bytes, 0-20 of 39, the rest not captured (--tsize)
+PRI * HTTP/2.0
+
+SM
+#1/1 ← GET https://(unknown)/ → 200 OK, 0 bytes, 0 ns
+GET / HTTP/2
+[2 unknown header fields]
+
+HTTP/2 200 OK
+[incomplete: 2 header fields refer to what was not seen]
+";
+    let found = text_of_cut(b"h2", 20, &calls);
     assert_eq!(found, expected, "{found}");
 }
 

@@ -280,6 +280,54 @@ fn a_connection_joined_in_the_middle_shows_no_wrong_header() -> Result<()> {
     Ok(())
 }
 
+/// Of heads that are cut, the beginning is shown, and why there is no more.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn heads_cut_by_tsize_are_shown_as_far_as_they_go() -> Result<()> {
+    for (proto, limit, head) in [("h1", "100", " /number/"), ("h2", "20", "PRI * HTTP/2.0")] {
+        let program = http(GoRelease::NEWEST)?;
+        let mut command = ecapture();
+        command.args(["gotls", "--tsize", limit, "-e"]);
+        let mut capture = Capture::spawn(command.arg(program.path()))?;
+        let flags = format!("-proto {proto}");
+        let logged = logged(Child::spawn(&mut program.command(&flags))?)?;
+        capture.child().signal(Signal::INT)?;
+        let text = capture.end()?.success()?.stdout_text();
+
+        let told = text.contains(" bytes were not captured (--tsize)\n");
+        ensure!(told, "{proto}: {text}");
+        for wrong in ["seen in the middle", "before the capture", "malformed"] {
+            ensure!(!text.contains(wrong), "{proto}: {wrong}: {text}");
+        }
+        let exchanges = if proto == "h1" { logged.len() } else { 1 };
+        let heads = text.matches(head).count();
+        ensure!(heads >= 2 * exchanges, "{proto}: {heads} heads: {text}");
+    }
+    Ok(())
+}
+
+/// The smallest buffer, and more traffic than any consumer can carry away.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn nothing_is_called_malformed_because_of_losses() -> Result<()> {
+    let program = http(GoRelease::NEWEST)?;
+    let mut command = ecapture();
+    command.args(["gotls", "--format", "json", "--mapsize", "64", "-e"]);
+    let capture = Capture::spawn(command.arg(program.path()))?;
+    let flags = "-proto h1 -concurrent 20 -requests 400 -upload 300000";
+    logged(Child::spawn(&mut program.command(flags))?)?;
+    let lines = lines(capture)?;
+    ensure!(lines.iter().any(|line| line["type"] == "lost"), "no losses");
+    let undecoded = lines.iter().map(|line| &line["reason"]);
+    let incomplete = lines.iter().flat_map(|line| line["incomplete"].as_array());
+    let mut reasons = undecoded
+        .chain(incomplete.flatten())
+        .filter_map(Value::as_str);
+    let malformed = reasons.find(|reason| reason.contains("malformed"));
+    ensure!(malformed.is_none(), "{malformed:?}");
+    Ok(())
+}
+
 /// No secret of a redacted field is in any output, and what is not redacted still is.
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]

@@ -153,7 +153,7 @@ fn what_was_lost_at_the_beginning_is_a_connection_seen_in_the_middle() {
     let mut conversation = Conversation::new(hint(None, "", true));
     let mut told = Told::default();
     let sink: &mut ConversationSink<'_> = &mut |event| told.take(event);
-    conversation.gap(Write, 0, 10, sink);
+    conversation.missing(Write, 0, 10, Cause::Lost, sink);
     conversation.data(Write, 10, REQUEST, sink);
     conversation.data(Read, 0, RESPONSE, sink);
     assert_eq!(told.protocols, [Protocol::Http1]);

@@ -227,6 +227,22 @@ fn what_is_open_at_the_end_is_handed_out_with_what_is_missing() {
 }
 
 #[test]
+fn what_is_missing_of_an_unseen_request_is_said_of_the_request() {
+    let mut bench = Bench::new();
+    let unpaired = HttpEvent::Trouble(Some(ONE), Side::Server, 0, Trouble::Unpaired);
+    let gap = Trouble::Gap { bytes: 52 };
+    bench
+        .response(ONE, 200, &[])
+        .event(unpaired)
+        .event(HttpEvent::Trouble(Some(ONE), Side::Client, 150, gap))
+        .end(ONE, Side::Server);
+    bench.says(&[
+        "1 ? \"\" \"\" Some(200) Complete; the request was not seen; in the request: 52 bytes \
+         are missing",
+    ]);
+}
+
+#[test]
 fn a_response_whose_request_was_not_seen_ends_alone_and_only_once() {
     let mut bench = Bench::new();
     bench

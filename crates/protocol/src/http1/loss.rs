@@ -5,7 +5,7 @@ use std::mem;
 use super::head::Framing;
 use super::start_line::{Match, certain_start_line, status_line};
 use super::{Http1, Input, State};
-use crate::event::{HttpEvent, HttpSink, Side, StreamId, Trouble};
+use crate::event::{Cause, HttpEvent, HttpSink, Side, StreamId, Trouble};
 
 impl Http1 {
     pub(super) fn find_head(&mut self, input: Input<'_>, sink: &mut HttpSink<'_>) -> usize {
@@ -88,7 +88,7 @@ impl Http1 {
 
     /// What the server sends does not fit what was asked.
     pub(super) fn doubt_all(&mut self, offset: u64, sink: &mut HttpSink<'_>) {
-        let why = Trouble::Malformed("it is not certain which response this request has");
+        let why = Trouble::Unpaired;
         let ids = self.pairing.give_up(why.clone());
         self.give_up(ids, Side::Server, offset, &why, sink);
     }
@@ -109,9 +109,9 @@ impl Http1 {
         stream.may_switch = false;
         if side == Side::Client {
             sink(HttpEvent::Trouble(id, side, offset, why.clone()));
-            return self.pairing.client_lost(&why);
+            return self.pairing.client_lost(offset, why);
         }
-        let ids = self.pairing.server_lost(&why);
+        let ids = self.pairing.server_lost();
         let told = id.map_or(!ids.is_empty(), |id| ids.contains(&id));
         if !told {
             sink(HttpEvent::Trouble(id, side, offset, why.clone()));
@@ -136,8 +136,15 @@ impl Http1 {
         }
     }
 
-    pub(super) fn gap_in(&mut self, side: Side, offset: u64, bytes: u64, sink: &mut HttpSink<'_>) {
-        let why = Trouble::Gap { bytes };
+    pub(super) fn gap_in(
+        &mut self,
+        side: Side,
+        offset: u64,
+        bytes: u64,
+        cause: Cause,
+        sink: &mut HttpSink<'_>,
+    ) {
+        let why = cause.trouble(bytes);
         match &mut self.stream(side).state {
             State::Body(id, Framing::Length(left)) => {
                 let id = *id;
@@ -149,7 +156,8 @@ impl Http1 {
                     self.end(side, id, sink);
                 }
                 if bytes > missing {
-                    self.gap_in(side, offset.saturating_add(missing), bytes - missing, sink);
+                    let offset = offset.saturating_add(missing);
+                    self.gap_in(side, offset, bytes - missing, cause, sink);
                 }
             }
             State::Body(id, Framing::Chunked(chunked)) => {

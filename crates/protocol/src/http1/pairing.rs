@@ -26,6 +26,9 @@ pub(super) struct Pairing {
     queue: VecDeque<Outstanding>,
     /// Why the order behind the queue is not certain.
     doubt: Option<Trouble>,
+    /// What of the client's stream was not understood, from which offset on, since a request of which
+    /// nothing was seen was last answered.
+    missed: Option<(u64, Trouble)>,
     /// The connection was first seen in the middle, and no request since.
     joined: bool,
     /// Nothing has been answered since such a connection's first request.
@@ -58,6 +61,8 @@ pub(super) struct Answer {
     pub(super) asked: Option<Asked>,
     /// Why not.
     pub(super) doubt: Option<Trouble>,
+    /// Where the request may have been, and why it was not seen.
+    pub(super) missed: Option<(u64, Trouble)>,
 }
 
 /// A request's place.
@@ -81,6 +86,7 @@ impl Pairing {
         Self {
             queue: VecDeque::new(),
             doubt: (!from_beginning).then_some(Trouble::MidStream),
+            missed: None,
             joined: !from_beginning,
             unproven: false,
             pipelined: false,
@@ -92,12 +98,21 @@ impl Pairing {
         }
     }
 
+    /// Of a connection of which something is missing before.
+    pub(super) fn behind_gap() -> Self {
+        Self {
+            doubt: Some(Trouble::Unpaired),
+            ..Self::new(false)
+        }
+    }
+
     /// A request begins; `between` says that no response is under way.
     pub(super) fn request(&mut self, asked: Asked, between: bool) -> Asking {
         let id = self.fresh();
         let given_up = self.doubt_before_request();
         if self.doubt.is_some() && self.is_certain_again(between) {
             self.doubt = None;
+            self.missed = None;
             self.unproven = self.joined;
         }
         self.joined = false;
@@ -122,17 +137,19 @@ impl Pairing {
                 id: front.id,
                 asked: Some(front.asked),
                 doubt: None,
+                missed: None,
             };
         }
         let id = self.interim.take().unwrap_or_else(|| self.fresh());
         if !last {
             self.interim = Some(id);
         }
-        let unsolicited = Trouble::Malformed("a response to no request that was seen");
+        // Nobody answers what was not asked: the request was missed, even if that is not known yet.
         Answer {
             id,
             asked: None,
-            doubt: Some(self.doubt.get_or_insert(unsolicited).clone()),
+            doubt: Some(self.doubt.get_or_insert(Trouble::Unpaired).clone()),
+            missed: self.missed.take(),
         }
     }
 
@@ -145,15 +162,26 @@ impl Pairing {
         }
     }
 
-    /// Requests may be missing here.
-    pub(super) fn client_lost(&mut self, why: &Trouble) {
-        self.doubt = Some(why.clone());
+    /// Requests may be missing from this offset of the client's stream on.
+    pub(super) fn client_lost(&mut self, offset: u64, why: Trouble) {
+        self.doubt = Some(Trouble::Unpaired);
         self.exact = false;
         self.joined = false;
+        self.missed = Some(match (self.missed.take(), why) {
+            (Some((offset, Trouble::Gap { bytes })), Trouble::Gap { bytes: more }) => {
+                let bytes = bytes.saturating_add(more);
+                (offset, Trouble::Gap { bytes })
+            }
+            (Some((offset, Trouble::LeftOut { bytes })), Trouble::LeftOut { bytes: more }) => {
+                let bytes = bytes.saturating_add(more);
+                (offset, Trouble::LeftOut { bytes })
+            }
+            (_, why) => (offset, why),
+        });
     }
 
     /// Responses may be missing here. Returns the requests that lose theirs.
-    pub(super) fn server_lost(&mut self, why: &Trouble) -> Vec<StreamId> {
+    pub(super) fn server_lost(&mut self) -> Vec<StreamId> {
         self.responses = 0;
         self.interim = None;
         // With one request outstanding, nothing but its response can be missing.
@@ -162,7 +190,7 @@ impl Pairing {
             self.rest_missing = true;
             return self.take_queue();
         }
-        self.give_up(why.clone())
+        self.give_up(Trouble::Unpaired)
     }
 
     /// Whether this request still waits for its response.

@@ -416,6 +416,54 @@ fn a_gap_in_a_chunked_response_spares_the_next_exchange() {
     );
 }
 
+/// What is missing of requests is not missing from the response behind it.
+#[test]
+fn a_request_that_was_lost_is_missing_from_the_client() {
+    let mut decoder = Http1::new(true);
+    let mut seen = Vec::new();
+    let sink: &mut HttpSink<'_> = &mut |event| collect(&mut seen, event);
+    decoder.data(Side::Client, 0, &CURL[..20], sink);
+    decoder.gap(Side::Client, 20, 30, sink);
+    decoder.gap(Side::Client, 50, 22, sink);
+    for turn in 0..2 {
+        decoder.data(Side::Server, turn * CADDY.len() as u64, CADDY, sink);
+    }
+    let unpaired = "it is not certain which response belongs to which request";
+    assert_eq!(
+        summary(&seen),
+        [
+            "Client at 20: 30 bytes are missing",
+            "Client at 50: 22 bytes are missing",
+            "1 200 OK",
+            &format!("1 Server at 0: {unpaired}"),
+            "1 Client at 20: 52 bytes are missing",
+            "1 Server hello",
+            "1 Server ends",
+            "2 200 OK",
+            &format!("2 Server at {}: {unpaired}", CADDY.len()),
+            "2 Server hello",
+            "2 Server ends",
+        ]
+    );
+}
+
+/// That a request was lost is known when the next one comes.
+#[test]
+fn a_response_to_a_lost_request_is_not_malformed() {
+    let mut decoder = Http1::new(true);
+    let mut seen = Vec::new();
+    let sink: &mut HttpSink<'_> = &mut |event| collect(&mut seen, event);
+    decoder.data(Side::Server, 0, CADDY, sink);
+    decoder.gap(Side::Client, 0, CURL.len() as u64, sink);
+    decoder.data(Side::Client, CURL.len() as u64, CURL, sink);
+    let lines = summary(&seen);
+    assert_eq!(
+        lines[1],
+        "1 Server at 0: it is not certain which response belongs to which request"
+    );
+    assert!(lines.iter().all(|line| !line.contains("malformed")));
+}
+
 /// A lost response that is noticed only when the next one comes.
 #[test]
 fn a_response_behind_a_gap_is_not_paired_by_guess() {

@@ -38,6 +38,8 @@ struct Stream {
     phases: [Phase; 2],
     /// What the stream carries once the server agrees: the request's `:protocol`, or `CONNECT`.
     connect: Option<Box<[u8]>>,
+    /// Why something of it was not seen, if that is so.
+    unseen: Trouble,
     /// When it was used last, in frames of the connection.
     used: u64,
 }
@@ -77,6 +79,8 @@ pub(super) struct Streams {
     highest: u32,
     /// From this one on, every stream of the client's was seen when it began.
     certain_from: Option<u32>,
+    /// The connection was first seen in the middle; else something is missing of it, if anything.
+    pub(super) joined: bool,
     frames: u64,
 }
 
@@ -94,12 +98,13 @@ impl Streams {
             closed: VecDeque::new(),
             highest: 0,
             certain_from: Some(1),
+            joined: false,
             frames: 0,
         }
     }
 
-    /// Of a connection that was there before.
-    pub(super) fn joined() -> Self {
+    /// Of a connection of which something is missing before.
+    pub(super) fn behind_gap() -> Self {
         Self {
             certain_from: None,
             ..Self::new()
@@ -219,7 +224,7 @@ impl Streams {
         let phase = &mut stream.phases[place.side.index()];
         match *phase {
             Phase::Idle => sink(place.trouble(Trouble::Malformed("HTTP/2 DATA ahead of HEADERS"))),
-            Phase::Unknown => sink(place.trouble(Trouble::MidStream)),
+            Phase::Unknown => sink(place.trouble(stream.unseen.clone())),
             Phase::Started | Phase::Body => {}
             Phase::Done => {
                 sink(place.trouble(Trouble::Malformed(
@@ -299,6 +304,10 @@ impl Streams {
         self.live.entry(place.stream).or_insert(Stream {
             phases,
             connect: None,
+            unseen: match self.joined {
+                true => Trouble::MidStream,
+                false => Trouble::Unseen,
+            },
             used,
         })
     }
@@ -367,7 +376,7 @@ impl Stream {
             sink(place.trouble(Trouble::Malformed("HTTP/2 response without a status")));
         }
         if self.phases[Side::Client.index()] == Phase::Unknown {
-            sink(place.trouble(Trouble::MidStream));
+            sink(place.trouble(self.unseen.clone()));
         }
         self.phases[Side::Server.index()] = match status {
             Some(100..=199) => Phase::Idle,
@@ -386,7 +395,7 @@ impl Stream {
     fn trailers(&mut self, place: Place, block: FieldBlock, end: bool, sink: &mut HttpSink<'_>) {
         let phase = &mut self.phases[place.side.index()];
         if *phase == Phase::Unknown {
-            sink(place.trouble(Trouble::MidStream));
+            sink(place.trouble(self.unseen.clone()));
         }
         *phase = Phase::Body;
         if block.is_head() || !end {

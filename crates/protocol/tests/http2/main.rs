@@ -67,7 +67,7 @@ impl Decoded {
             HttpEvent::Reset(id, side, code) => self.on(id).reset = Some((side, code)),
             HttpEvent::Switched(..) => panic!("nothing switches here"),
             HttpEvent::Trouble(id, side, _, trouble) => {
-                if let (Some(id), Trouble::Gap { .. } | Trouble::MidStream) = (id, &trouble) {
+                if let (Some(id), Trouble::Gap { .. } | Trouble::Unseen) = (id, &trouble) {
                     self.on(id).bodies[side.index()].push(Vec::new());
                 }
                 // Everything of this side may go on behind a gap.

@@ -8,7 +8,7 @@ use std::ops::Range;
 use proptest::prelude::*;
 
 use super::{Seen, collect};
-use crate::event::{Decoder, Field, Side, StreamId};
+use crate::event::{Decoder, Field, Side, StreamId, Trouble};
 use crate::http1::head::values;
 
 /// One exchange to be.
@@ -287,6 +287,11 @@ impl Conversation {
                 Seen::Trailers(id, side, fields) => {
                     let truth = &self.message(&numbers, *id, *side).trailers;
                     assert_fields(fields, truth);
+                }
+                // What was sent is in order, whatever is missing of it.
+                Seen::Trouble(_, _, _, why @ Trouble::Malformed(what)) => {
+                    let ended = "the connection ended within a message";
+                    assert_eq!(*what, ended, "{why:?}: {seen:?}");
                 }
                 _ => {}
             }
