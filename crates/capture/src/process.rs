@@ -7,8 +7,9 @@ use std::path::PathBuf;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::Error;
 use crate::privileges::hidden_process;
+use crate::processes::{executed_file, real_user};
+use crate::{Error, Executable, Identity, Library};
 
 /// A running process, held by a pidfd: its number can't be taken over by another one unnoticed.
 #[derive(Debug)]
@@ -58,6 +59,31 @@ impl Process {
                 reason,
             },
         })
+    }
+
+    /// What it runs, if that is not this file, nor a library that it has mapped. `None` also if we may not look.
+    pub fn runs_instead_of(&self, file: &Executable) -> Result<Option<PathBuf>, Error> {
+        let name = match self.executable_name() {
+            Ok(name) => name,
+            // The kernel tells them apart all the same.
+            Err(Error::HiddenProcess { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let executed = executed_file(self.pid);
+        let libraries = Library::of(self.pid).into_iter();
+        let mut libraries = libraries.map(|library| (library.identity, library.changed_ns));
+        // Another device may be an overlay's, which shows inode and time of the file that it has from below.
+        let is_it = |(identity, changed_ns): (Identity, i128)| {
+            identity == file.identity()
+                || (identity.inode, changed_ns) == (file.identity().inode, file.changed_ns())
+        };
+        let runs_it = executed.is_none_or(is_it) || libraries.any(is_it);
+        Ok((!runs_it).then_some(name))
+    }
+
+    /// Its real user's number, if it still runs.
+    pub fn user(&self) -> Option<u32> {
+        real_user(self.pid)
     }
 }
 

@@ -25,6 +25,7 @@ use crate::recorder::{CapturedInterface, Context, now_ns};
 use crate::selectors::One;
 use crate::session::{Attached, DebugLog, Session};
 use crate::supervise::Signals;
+use crate::users::UserNames;
 
 /// Packets still come after their process has ended: the kernel closes its connections.
 const LAST_PACKETS: Duration = Duration::from_millis(500);
@@ -51,6 +52,9 @@ pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
     }
     let process = one.pid.map(Process::open).transpose()?;
     let executable = open_executable(one.elfpath, process.as_ref())?;
+    if let Some(process) = &process {
+        check_process(process, one, &executable)?;
+    }
     let files = go_files(executable, process.as_ref())?;
     log.say("executable analysed");
 
@@ -312,4 +316,30 @@ fn open_executable(path: Option<&Path>, process: Option<&Process>) -> Result<Exe
             "give --elfpath PATH or --pid N to say which program"
         ))),
     }
+}
+
+/// A process that is not what else was asked for would never be captured.
+fn check_process(process: &Process, one: One<'_>, executable: &Executable) -> Result<(), Failure> {
+    let pid = process.pid();
+    if let Some(path) = one.elfpath
+        && let Some(found) = process.runs_instead_of(executable)?
+    {
+        return Err(Failure::WrongInput(anyhow!(
+            "process {pid} runs {}, not the file at {}: give --pid {pid} alone to capture what it runs",
+            found.display(),
+            path.display()
+        )));
+    }
+    if let Some(wanted) = one.uid
+        && let Some(user) = process.user()
+        && user != wanted
+    {
+        let users = UserNames::read();
+        return Err(Failure::WrongInput(anyhow!(
+            "process {pid} is of user {}, not of {}",
+            users.of(user),
+            users.of(wanted)
+        )));
+    }
+    Ok(())
 }

@@ -11,7 +11,7 @@ use xtask::matrix::{self, GoRelease, Variant};
 use xtask::process::Child;
 
 use crate::capture::ecapture;
-use crate::exchange::NOBODY;
+use crate::exchange::{NOBODY, Program};
 
 pub(crate) const WRONG_INPUT: i32 = 2;
 pub(crate) const FAILED: i32 = 1;
@@ -208,6 +208,28 @@ fn a_process_that_is_not_go() -> Result<()> {
     refused(&mut of_pid(sleep.pid()), WRONG_INPUT, "not a Go")
 }
 
+/// It would be attached to, and show nothing.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn a_process_that_is_not_what_else_was_asked_for() -> Result<()> {
+    let (running, other) = (Program::newest()?, Program::newest()?);
+    let target = running.start("-hold")?;
+    let runs = format!(
+        "process {} runs {}, not the file at {}",
+        target.pid(),
+        running.path().display(),
+        other.path().display()
+    );
+    for mode in ["text", "plain", "keylog", "pcap"] {
+        let mut command = of_pid(target.pid());
+        command.args(["-m", mode, "-e"]).arg(other.path());
+        refused(&mut command, WRONG_INPUT, &runs)?;
+    }
+    let is_of = format!("process {} is of user root, not of 4321", target.pid());
+    let mut command = of_pid(target.pid());
+    refused(command.args(["-u", "4321"]), WRONG_INPUT, &is_of)
+}
+
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn a_kernel_thread() -> Result<()> {
@@ -223,8 +245,8 @@ fn a_kernel_thread() -> Result<()> {
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn without_privileges_it_says_which_are_missing() -> Result<()> {
     // Copies, because an ordinary user may not get at the checkout and the cache.
-    let ecapture = crate::exchange::Program::copy_of(Path::new(env!("CARGO_BIN_EXE_ecapture")))?;
-    let program = crate::exchange::Program::newest()?;
+    let ecapture = Program::copy_of(Path::new(env!("CARGO_BIN_EXE_ecapture")))?;
+    let program = Program::newest()?;
     let mut command = Command::new(ecapture.path());
     command.args(["gotls", "-e"]).arg(program.path());
     refused(command.uid(NOBODY).gid(NOBODY), FAILED, "root")?;
