@@ -52,7 +52,8 @@ pub enum Error {
     },
     /// Built for another machine.
     #[error(
-        "the executable is for {executable}, this machine is {machine}: it can be inspected here, not captured"
+        "{}: is for {executable}, this machine is {machine}: it can be inspected here, not captured",
+        path.display()
     )]
     OtherArchitecture {
         /// What the executable runs on.
@@ -61,6 +62,8 @@ pub enum Error {
         machine: &'static str,
     },
     /// Capabilities are missing.
+        /// As the user gave it.
+        path: PathBuf,
     #[error("not permitted to {what}: run as root, or with {missing}")]
     MissingCapabilities {
         /// What needs them.
@@ -69,10 +72,10 @@ pub enum Error {
         missing: String,
     },
     /// The kernel does not show a process to us.
-    #[error("not permitted to look at {what}: {why}")]
+    #[error("process {pid}: not permitted to look at it: {why}")]
     HiddenProcess {
-        /// Which process, or whose.
-        what: &'static str,
+        /// Which process.
+        pid: u32,
         /// What is missing, or else what the cause may be.
         why: &'static str,
     },

@@ -163,7 +163,7 @@ impl ProbeSet {
         wanted: Wanted<'_>,
         first: Option<TargetId>,
     ) -> Result<u32, Error> {
-        check_architecture(wanted.arch())?;
+        check_architecture(executable, wanted.arch())?;
         let mut target = target(wanted, self.set.options.goroutines)?;
         self.forget_detached();
         let number = self.free_number().ok_or(Error::TooManyExecutables {

@@ -52,7 +52,7 @@ impl Process {
     pub(crate) fn executable_name(&self) -> Result<PathBuf, Error> {
         fs::read_link(self.executable_link()).map_err(|reason| match reason.kind() {
             io::ErrorKind::NotFound => Error::NoExecutable { pid: self.pid },
-            io::ErrorKind::PermissionDenied => hidden_process("another user's process"),
+            io::ErrorKind::PermissionDenied => hidden_process(self.pid),
             _ => Error::Process {
                 pid: self.pid,
                 what: "reading its executable's path",

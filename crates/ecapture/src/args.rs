@@ -429,11 +429,14 @@ fn header(name: &str) -> Result<String, String> {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    text.parse()
-        .ok()
-        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .filter(|duration| !duration.is_zero())
-        .ok_or_else(|| "give a number of seconds greater than 0, such as 10 or 0.5".to_owned())
+    let seconds = text.parse().unwrap_or(f64::NAN);
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        Err(_) if seconds > 0.0 => {
+            Err("that is too long; without --duration, Ctrl-C ends the capture".to_owned())
+        }
+        _ => Err("give a number of seconds greater than 0, such as 10 or 0.5".to_owned()),
+    }
 }
 
 #[cfg(test)]
@@ -468,8 +471,13 @@ mod tests {
     #[test]
     fn durations_are_positive_numbers_of_seconds() {
         assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
-        for wrong in ["0", "-1", "ten", "", "NaN", "inf", "1e400"] {
-            assert!(seconds(wrong).is_err(), "{wrong}");
+        for wrong in ["0", "-1", "ten", "", "NaN", "-inf", "1e-300"] {
+            let error = seconds(wrong).unwrap_err();
+            assert!(error.contains("greater than 0"), "{wrong}: {error}");
+        }
+        for long in ["1e30", "inf", "1e400"] {
+            let error = seconds(long).unwrap_err();
+            assert!(error.contains("too long"), "{long}: {error}");
         }
     }
 }

@@ -216,7 +216,7 @@ impl Programs {
         Ok(())
     }
 
-    /// Looks at all processes that run now. Returns how many may not be looked at.
+    /// Looks at all processes that run now. Returns how many that could be meant may not be looked at.
     pub(crate) fn look_at_all(&mut self, seen: Seen) -> Result<usize, capture::Error> {
         let (processes, hidden) = capture::running()?;
         for process in &processes {
@@ -228,7 +228,10 @@ impl Programs {
         if seen == Seen::Running {
             self.totals.looked_at = processes.len();
         }
-        Ok(hidden)
+        let hidden = hidden.into_iter();
+        Ok(hidden
+            .filter(|&pid| self.selectors.may_mean_pid(pid))
+            .count())
     }
 
     /// A process has executed a file. It was not held, for this reason, unless we know of it already.

@@ -142,7 +142,8 @@ fn a_go_program_without_crypto_tls() -> Result<()> {
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn a_program_for_another_machine() -> Result<()> {
     let path = matrix::binary(GoRelease::NEWEST, Variant::Arm64, matrix::Program::Exchange)?;
-    refused(&mut of_file(&path), WRONG_INPUT, "arm64")
+    let is_for = format!("ecapture: {}: is for arm64", path.display());
+    refused(&mut of_file(&path), WRONG_INPUT, &is_for)
 }
 
 /// Whatever the cut leaves, it is refused, or what is needed is still there. Never a panic.
@@ -193,6 +194,9 @@ fn a_pid_that_does_not_exist() -> Result<()> {
     // The largest that a kernel gives is 4194304.
     for pid in [4_194_305, 999_999_999, u32::MAX] {
         refused(&mut of_pid(pid), WRONG_INPUT, "no such process")?;
+        let mut list = ecapture();
+        list.args(["list", "--pid", &pid.to_string()]);
+        refused(&mut list, WRONG_INPUT, "no such process")?;
     }
     Ok(())
 }
@@ -254,7 +258,11 @@ fn without_privileges_it_says_which_are_missing() -> Result<()> {
     let target = program.start("-hold")?;
     let mut command = Command::new(ecapture.path());
     command.args(["gotls", "--pid", &target.pid().to_string()]);
-    refused(command.uid(NOBODY).gid(NOBODY), FAILED, "root")
+    let says = format!(
+        "process {}: not permitted to look at it: run as root",
+        target.pid()
+    );
+    refused(command.uid(NOBODY).gid(NOBODY), FAILED, &says)
 }
 
 #[test]
