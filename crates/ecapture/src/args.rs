@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use trace::{LineType, Redaction};
@@ -140,6 +141,14 @@ pub(crate) struct GotlsArgs {
     #[arg(short, long)]
     pub(crate) debug: bool,
 
+    /// eCapture's, to be refused by what it is instead of being taken for a filter
+    #[arg(short, long, value_name = "MODE", hide = true)]
+    pub(crate) btf: Option<Option<String>>,
+
+    /// Likewise
+    #[arg(long, value_name = "ADDRESS", hide = true)]
+    pub(crate) listen: Option<Option<String>>,
+
     /// Where to take what a program reads from: for tests
     #[arg(long, value_enum, default_value_t = ReadSite::Auto, hide = true)]
     pub(crate) read_site: ReadSite,
@@ -155,6 +164,24 @@ pub(crate) struct GotlsArgs {
     /// Without any, all Go programs with TLS are captured, also those that start later
     #[command(flatten)]
     pub(crate) selectors: Selectors,
+}
+
+impl Args {
+    /// What was typed; otherwise, ends the program with what is wrong about it.
+    pub(crate) fn of_command_line() -> Self {
+        Self::try_parse().unwrap_or_else(|error| without_wrong_tip(error).exit())
+    }
+}
+
+/// An option that is not there is none the more so behind `--`: it would be taken for a filter or a path.
+fn without_wrong_tip(mut error: clap::Error) -> clap::Error {
+    if let Some(ContextValue::StyledStrs(mut tips)) = error.remove(ContextKind::Suggested) {
+        tips.retain(|tip| !tip.to_string().contains("as a value, use"));
+        if !tips.is_empty() {
+            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
+        }
+    }
+    error
 }
 
 impl GotlsArgs {
@@ -466,6 +493,24 @@ mod tests {
         ] {
             Args::try_parse_from(line.split(' ')).unwrap();
         }
+    }
+
+    #[test]
+    fn options_that_are_not_there_are_not_offered_as_values() {
+        for line in [
+            "ecapture gotls --no-such-option",
+            "ecapture gotls -z",
+            "ecapture inspect -e ./server",
+            "ecapture replay x.rec --record y.rec",
+        ] {
+            let error = Args::try_parse_from(line.split(' ')).unwrap_err();
+            let error = without_wrong_tip(error).to_string();
+            assert!(error.contains("unexpected argument"), "{error}");
+            assert!(!error.contains("'-- "), "{error}");
+        }
+        let error = Args::try_parse_from(["ecapture", "gotls", "--tsiz", "1"]).unwrap_err();
+        let error = without_wrong_tip(error).to_string();
+        assert!(error.contains("'--tsize'"), "{error}");
     }
 
     #[test]

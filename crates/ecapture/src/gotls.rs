@@ -294,6 +294,14 @@ fn wrong(error: &str) -> Result<(), Failure> {
 fn check_combination(args: &GotlsArgs, mode: Mode) -> Result<(), Failure> {
     check_outputs(&args.output, mode)?;
     if args.tsize.is_some() && matches!(mode, Mode::Keylog | Mode::Pcap) {
+    if args.btf.is_some() {
+        return wrong("--btf is not needed: nothing here depends on the kernel's BTF");
+    }
+    if args.listen.is_some() {
+        return wrong(
+            "--listen is not there: a capture can't be changed while it runs; end it, and begin another one",
+        );
+    }
         return wrong("--tsize is for text and plain mode, which show plaintext");
     }
     let for_packets = !args.ifname.is_empty()
@@ -303,6 +311,13 @@ fn check_combination(args: &GotlsArgs, mode: Mode) -> Result<(), Failure> {
     if for_packets && mode != Mode::Pcap {
         return wrong(
             "--ifname, --snaplen, --all-packets and a filter are for pcap mode: add -m pcap",
+        if let Some(word) = args.filter.first()
+            && let Some(advice) = instead_of_filter(word)
+        {
+            return wrong(&format!(
+                "{word} would be a packet filter, which is for pcap mode; {advice}"
+            ));
+        }
         );
     }
     Ok(())
@@ -310,6 +325,17 @@ fn check_combination(args: &GotlsArgs, mode: Mode) -> Result<(), Failure> {
 
 fn open_executable(path: Option<&Path>, process: Option<&Process>) -> Result<Executable, Failure> {
     match (path, process) {
+/// What was meant, if no filter looks like this.
+fn instead_of_filter(word: &str) -> Option<String> {
+    if word.bytes().all(|byte| byte.is_ascii_digit()) {
+        Some(format!("for a process give --pid {word}"))
+    } else if Path::new(word).is_file() {
+        Some(format!("for an executable give --elfpath {word}"))
+    } else {
+        None
+    }
+}
+
         (Some(path), _) => Ok(Executable::open(path)?),
         (None, Some(process)) => Ok(Executable::of_process(process)?),
         (None, None) => Err(Failure::WrongInput(anyhow!(

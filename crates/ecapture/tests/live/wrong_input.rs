@@ -313,6 +313,26 @@ fn impossible_buffer_sizes() -> Result<()> {
     Ok(())
 }
 
+/// What eCapture has, or looks like it, is answered as what it is.
+#[test]
+fn what_is_no_filter_is_not_taken_for_one() -> Result<()> {
+    let own = env!("CARGO_BIN_EXE_ecapture");
+    for (arguments, says) in [
+        ("-b 2", "--btf is not needed"),
+        ("--btf=1 --pid 1", "--btf is not needed"),
+        ("-b", "--btf is not needed"),
+        ("--listen=localhost:28256", "--listen is not there"),
+        ("5323", "for a process give --pid 5323"),
+        (own, &*format!("for an executable give --elfpath {own}")),
+        ("tcp port 443", "add -m pcap"),
+    ] {
+        let mut command = ecapture();
+        command.arg("gotls").args(arguments.split(' '));
+        refused(&mut command, WRONG_INPUT, says)?;
+    }
+    Ok(())
+}
+
 /// The command line's own errors have more than one line, with a hint.
 #[test]
 fn command_lines_that_make_no_sense() -> Result<()> {
