@@ -40,6 +40,12 @@ pub enum Error {
         /// The process id asked for.
         pid: u32,
     },
+    /// In a pid namespace whose processes are not seen from ours.
+    #[error("process {pid}: {}", crate::OUT_OF_SIGHT)]
+    OutOfSight {
+        /// The process id asked for.
+        pid: u32,
+    },
     /// Reading about a process failed.
     #[error("process {pid}: {what}: {reason}")]
     Process {
@@ -56,14 +62,14 @@ pub enum Error {
         path.display()
     )]
     OtherArchitecture {
+        /// As the user gave it.
+        path: PathBuf,
         /// What the executable runs on.
         executable: gobin::Arch,
         /// What we run on.
         machine: &'static str,
     },
     /// Capabilities are missing.
-        /// As the user gave it.
-        path: PathBuf,
     #[error("not permitted to {what}: run as root, or with {missing}")]
     MissingCapabilities {
         /// What needs them.
@@ -225,6 +231,7 @@ impl Error {
                 | Self::Changed { .. }
                 | Self::NoSuchProcess { .. }
                 | Self::NoExecutable { .. }
+                | Self::OutOfSight { .. }
                 | Self::OtherArchitecture { .. }
                 | Self::RingSize { .. }
                 | Self::Filter { .. }

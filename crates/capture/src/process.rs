@@ -38,6 +38,15 @@ impl Process {
         }
     }
 
+    /// Finds one that can be captured, as far as that depends on where it runs.
+    pub fn open_to_capture(pid: u32) -> Result<Self, Error> {
+        let process = Self::open(pid)?;
+        if is_out_of_sight(pid) {
+            return Err(Error::OutOfSight { pid });
+        }
+        Ok(process)
+    }
+
     /// Its id, in our own pid namespace.
     pub fn pid(&self) -> u32 {
         self.pid
@@ -92,6 +101,26 @@ impl AsFd for Process {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
+}
+
+/// Whether our pid namespace is the initial one, from which all processes are seen.
+pub fn is_in_initial_pid_namespace() -> bool {
+    pid_namespace().is_none()
+}
+
+/// Why a process can't be captured that [`is_out_of_sight`].
+pub const OUT_OF_SIGHT: &str = "in a pid namespace below ecapture's own, whose processes are seen only from the \
+     initial one: run ecapture there, as by `docker run --pid=host` on the machine itself";
+
+/// Whether a process is in a pid namespace below ours, and ours is not the initial one: the kernel tells eBPF
+/// programs the ids that a process has in the initial namespace, or in the very one that it is in, and no other
+/// (bpf-helpers(7), `bpf_get_ns_current_pid_tgid`).
+pub fn is_out_of_sight(pid: u32) -> bool {
+    let Some(ours) = pid_namespace() else {
+        return false;
+    };
+    let theirs = rustix::fs::stat(format!("/proc/{pid}/ns/pid"));
+    theirs.is_ok_and(|theirs| (theirs.st_dev, theirs.st_ino) != ours)
 }
 
 /// Device and inode of our pid namespace, or `None` in the initial one.

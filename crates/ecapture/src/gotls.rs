@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use capture::{
     Executable, Filters, NetworkNamespace, Options, PacketCapture, PacketOptions, PacketTarget,
-    Probes, Process,
+    Probes, Process, ProcessInfo,
 };
 use gobin::{Analysis, BuildMode};
 use trace::escape_name;
@@ -50,10 +50,12 @@ pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
     if args.longest_hold.is_some() {
         return wrong("--longest-hold is for captures of many programs: nothing is held for one");
     }
-    let process = one.pid.map(Process::open).transpose()?;
+    let process = one.pid.map(Process::open_to_capture).transpose()?;
     let executable = open_executable(one.elfpath, process.as_ref())?;
     if let Some(process) = &process {
         check_process(process, one, &executable)?;
+    } else {
+        tell_of_processes_out_of_sight(&executable)?;
     }
     let files = go_files(executable, process.as_ref())?;
     log.say("executable analysed");
@@ -292,8 +294,6 @@ fn wrong(error: &str) -> Result<(), Failure> {
 
 /// An option that would do nothing is refused.
 fn check_combination(args: &GotlsArgs, mode: Mode) -> Result<(), Failure> {
-    check_outputs(&args.output, mode)?;
-    if args.tsize.is_some() && matches!(mode, Mode::Keylog | Mode::Pcap) {
     if args.btf.is_some() {
         return wrong("--btf is not needed: nothing here depends on the kernel's BTF");
     }
@@ -302,6 +302,8 @@ fn check_combination(args: &GotlsArgs, mode: Mode) -> Result<(), Failure> {
             "--listen is not there: a capture can't be changed while it runs; end it, and begin another one",
         );
     }
+    check_outputs(&args.output, mode)?;
+    if args.tsize.is_some() && matches!(mode, Mode::Keylog | Mode::Pcap) {
         return wrong("--tsize is for text and plain mode, which show plaintext");
     }
     let for_packets = !args.ifname.is_empty()
@@ -309,8 +311,6 @@ fn check_combination(args: &GotlsArgs, mode: Mode) -> Result<(), Failure> {
         || args.all_packets
         || !args.filter.is_empty();
     if for_packets && mode != Mode::Pcap {
-        return wrong(
-            "--ifname, --snaplen, --all-packets and a filter are for pcap mode: add -m pcap",
         if let Some(word) = args.filter.first()
             && let Some(advice) = instead_of_filter(word)
         {
@@ -318,13 +318,13 @@ fn check_combination(args: &GotlsArgs, mode: Mode) -> Result<(), Failure> {
                 "{word} would be a packet filter, which is for pcap mode; {advice}"
             ));
         }
+        return wrong(
+            "--ifname, --snaplen, --all-packets and a filter are for pcap mode: add -m pcap",
         );
     }
     Ok(())
 }
 
-fn open_executable(path: Option<&Path>, process: Option<&Process>) -> Result<Executable, Failure> {
-    match (path, process) {
 /// What was meant, if no filter looks like this.
 fn instead_of_filter(word: &str) -> Option<String> {
     if word.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -336,6 +336,8 @@ fn instead_of_filter(word: &str) -> Option<String> {
     }
 }
 
+fn open_executable(path: Option<&Path>, process: Option<&Process>) -> Result<Executable, Failure> {
+    match (path, process) {
         (Some(path), _) => Ok(Executable::open(path)?),
         (None, Some(process)) => Ok(Executable::of_process(process)?),
         (None, None) => Err(Failure::WrongInput(anyhow!(
@@ -368,4 +370,30 @@ fn check_process(process: &Process, one: One<'_>, executable: &Executable) -> Re
         )));
     }
     Ok(())
+}
+
+/// Says if one of the processes that run the file is not seen from here.
+fn tell_of_processes_out_of_sight(executable: &Executable) -> Result<(), Failure> {
+    if capture::is_in_initial_pid_namespace() {
+        return Ok(());
+    }
+    let (running, _) = capture::running()?;
+    let found = running.iter().find(|process| {
+        process.identity == executable.identity() && capture::is_out_of_sight(process.pid)
+    });
+    if let Some(process) = found {
+        log::line(&note_on_process_out_of_sight(process));
+    }
+    Ok(())
+}
+
+/// What is said once, of the first one.
+pub(crate) fn note_on_process_out_of_sight(process: &ProcessInfo) -> String {
+    let note = format!(
+        "note: pid {}, {}, and perhaps others can't be captured: {}",
+        process.pid,
+        process.executable.display(),
+        capture::OUT_OF_SIGHT
+    );
+    escape_name(note.as_bytes()).to_string()
 }

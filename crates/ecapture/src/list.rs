@@ -43,7 +43,12 @@ pub(crate) fn run(args: &ListArgs) -> Result<(), Failure> {
         let is_meant = args.selectors.matches(process, container.as_ref());
         asked_for += usize::from(is_meant || !libraries.is_empty());
         let executable = is_meant.then(|| verdicts.of(process)).flatten();
-        let mut list = |verdict: Verdict, library| {
+        let is_out_of_sight = capture::is_out_of_sight(process.pid);
+        let mut list = |mut verdict: Verdict, library| {
+            if is_out_of_sight {
+                verdict.packages.clear();
+                verdict.refusal = Some(capture::OUT_OF_SIGHT.to_owned());
+            }
             if args.all || verdict.has_tls {
                 let container = container.clone();
                 found.push(Found {
