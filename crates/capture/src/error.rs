@@ -40,6 +40,12 @@ pub enum Error {
         /// The process id asked for.
         pid: u32,
     },
+    /// In a pid namespace whose processes are not seen from ours.
+    #[error("process {pid}: {}", crate::OUT_OF_SIGHT)]
+    OutOfSight {
+        /// The process id asked for.
+        pid: u32,
+    },
     /// Reading about a process failed.
     #[error("process {pid}: {what}: {reason}")]
     Process {
@@ -52,9 +58,12 @@ pub enum Error {
     },
     /// Built for another machine.
     #[error(
-        "the executable is for {executable}, this machine is {machine}: it can be inspected here, not captured"
+        "{}: is for {executable}, this machine is {machine}: it can be inspected here, not captured",
+        path.display()
     )]
     OtherArchitecture {
+        /// As the user gave it.
+        path: PathBuf,
         /// What the executable runs on.
         executable: gobin::Arch,
         /// What we run on.
@@ -69,10 +78,10 @@ pub enum Error {
         missing: String,
     },
     /// The kernel does not show a process to us.
-    #[error("not permitted to look at {what}: {why}")]
+    #[error("process {pid}: not permitted to look at it: {why}")]
     HiddenProcess {
-        /// Which process, or whose.
-        what: &'static str,
+        /// Which process.
+        pid: u32,
         /// What is missing, or else what the cause may be.
         why: &'static str,
     },
@@ -222,6 +231,7 @@ impl Error {
                 | Self::Changed { .. }
                 | Self::NoSuchProcess { .. }
                 | Self::NoExecutable { .. }
+                | Self::OutOfSight { .. }
                 | Self::OtherArchitecture { .. }
                 | Self::RingSize { .. }
                 | Self::Filter { .. }

@@ -57,7 +57,7 @@ impl Executable {
         let name = process.executable_name()?;
         Self::open_as(&link, &name).map_err(|reason| match reason.kind() {
             io::ErrorKind::NotFound => Error::NoExecutable { pid: process.pid() },
-            io::ErrorKind::PermissionDenied => hidden_process("another user's process"),
+            io::ErrorKind::PermissionDenied => hidden_process(process.pid()),
             _ => Error::Process {
                 pid: process.pid(),
                 what: "opening its executable",

@@ -73,7 +73,7 @@ pub use privileges::{
 };
 pub use probe_set::{Objects, ProbeSet, Selection, SetOptions, Taking, TargetId};
 pub use probes::{Filters, Options, Part, Probes, Wanted};
-pub use process::Process;
+pub use process::{OUT_OF_SIGHT, Process, is_in_initial_pid_namespace, is_out_of_sight};
 pub use processes::{ProcessInfo, cgroup_of, environment_variable, executed_file, running};
 pub use reader::{Counters, Reader, StopSwitch, Stopped};
 pub use rehearsal::{Host, UprobeSupport, rehearse_packets, rehearse_uprobes};

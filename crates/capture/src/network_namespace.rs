@@ -41,7 +41,7 @@ impl NetworkNamespace {
         let open = |path: &str| {
             File::open(path).map_err(|reason| match reason.kind() {
                 io::ErrorKind::NotFound => Error::NoSuchProcess { pid },
-                io::ErrorKind::PermissionDenied => hidden_process("another user's process"),
+                io::ErrorKind::PermissionDenied => hidden_process(pid),
                 _ => Error::Process {
                     pid,
                     what: "opening its network namespace",

@@ -70,16 +70,17 @@ pub(crate) fn can_look_at_any_process() -> bool {
 /// Why the kernel does not show processes to us, for the user.
 pub fn why_processes_are_hidden() -> &'static str {
     if held().is_some_and(|held| held.contains(CapabilitySet::SYS_PTRACE)) {
-        "the kernel refuses it all the same, as for another user namespace, or for a security module"
+        "the kernel refuses it in spite of CAP_SYS_PTRACE, as for processes of another user namespace, or because of a \
+         security module"
     } else {
         "run as root, or with CAP_SYS_PTRACE"
     }
 }
 
 /// The error for a process that the kernel does not show.
-pub(crate) fn hidden_process(what: &'static str) -> Error {
+pub(crate) fn hidden_process(pid: u32) -> Error {
     Error::HiddenProcess {
-        what,
+        pid,
         why: why_processes_are_hidden(),
     }
 }

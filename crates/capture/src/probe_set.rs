@@ -250,7 +250,7 @@ impl ProbeSet {
         first: Option<TargetId>,
         watch: Option<WatchId>,
     ) -> Result<u32, Error> {
-        check_architecture(wanted.arch())?;
+        check_architecture(executable, wanted.arch())?;
         let mut target = target(wanted, self.set.options.goroutines)?;
         self.forget_detached();
         let number = self.free_number().ok_or(Error::TooManyExecutables {

@@ -143,7 +143,7 @@ impl Probes {
 
     /// Attaches one of so many parts.
     fn attach_part(&mut self, part: &Part<'_>, parts: u32, options: &Options) -> Result<(), Error> {
-        check_architecture(part.wanted.arch())?;
+        check_architecture(part.file, part.wanted.arch())?;
         let target = target(part.wanted, options.goroutines)?;
         let placements = placements(&part.wanted, Repeat::of_this_kernel());
         let programs: Vec<_> = placements.iter().map(|placed| placed.program).collect();
@@ -248,7 +248,7 @@ pub(crate) fn attach_all(
     Ok(attached)
 }
 
-pub(crate) fn check_architecture(executable: Arch) -> Result<(), Error> {
+pub(crate) fn check_architecture(file: &Executable, executable: Arch) -> Result<(), Error> {
     let machine = std::env::consts::ARCH;
     let same = match executable {
         Arch::Amd64 => machine == "x86_64",
@@ -258,6 +258,7 @@ pub(crate) fn check_architecture(executable: Arch) -> Result<(), Error> {
         Ok(())
     } else {
         Err(Error::OtherArchitecture {
+            path: file.name().to_owned(),
             executable,
             machine,
         })

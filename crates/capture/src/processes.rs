@@ -43,7 +43,7 @@ impl ProcessInfo {
             // A process that ends while we look at it.
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                Err(hidden_process("other users' processes"))
+                Err(hidden_process(pid))
             }
             Err(reason) => Err(Error::Process {
                 pid,
@@ -104,13 +104,13 @@ impl ProcessInfo {
     }
 }
 
-/// All processes that have an executable and may be looked at, and how many may not.
-pub fn running() -> Result<(Vec<ProcessInfo>, usize), Error> {
-    let (mut found, mut hidden) = (Vec::new(), 0);
+/// All processes that have an executable and may be looked at, and the ids of those that may not.
+pub fn running() -> Result<(Vec<ProcessInfo>, Vec<u32>), Error> {
+    let (mut found, mut hidden) = (Vec::new(), Vec::new());
     for pid in pids()? {
         match ProcessInfo::of(pid) {
             Ok(info) => found.extend(info),
-            Err(Error::HiddenProcess { .. }) => hidden += 1,
+            Err(Error::HiddenProcess { .. }) => hidden.push(pid),
             Err(error) => return Err(error),
         }
     }

@@ -10,6 +10,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 use crate::load::{Repeat, Serving, load};
 use crate::privileges::effective_user_can_trace;
 use crate::probes::{attach_error, ring_bytes};
+use crate::process::is_in_initial_pid_namespace;
 use crate::target::Target;
 use crate::{
     Error, Executable, Filters, HookKind, InterfaceSelection, Options, PacketCapture,
@@ -115,6 +116,8 @@ pub fn rehearse_packets() -> Result<HookKind, Error> {
 pub struct Host {
     /// The kernel's release.
     pub kernel: String,
+    /// Whether our pid namespace is the initial one, from which all processes are seen.
+    pub initial_pid_namespace: bool,
     /// Where cgroup v2 is mounted.
     pub cgroup: Option<PathBuf>,
     /// Whether the kernel describes its types (BTF), which we do not need.
@@ -136,6 +139,7 @@ impl Host {
         let limit = |resource| rustix::process::getrlimit(resource).current;
         Self {
             kernel: crate::error::kernel_release(),
+            initial_pid_namespace: is_in_initial_pid_namespace(),
             cgroup: cgroup::root(),
             btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
             lockdown: read("/sys/kernel/security/lockdown").and_then(|modes| in_brackets(&modes)),

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use trace::{LineType, Redaction};
@@ -141,6 +142,14 @@ pub(crate) struct GotlsArgs {
     #[arg(short, long)]
     pub(crate) debug: bool,
 
+    /// eCapture's, to be refused by what it is instead of being taken for a filter
+    #[arg(short, long, value_name = "MODE", hide = true)]
+    pub(crate) btf: Option<Option<String>>,
+
+    /// Likewise
+    #[arg(long, value_name = "ADDRESS", hide = true)]
+    pub(crate) listen: Option<Option<String>>,
+
     /// Where to take what a program reads from: for tests
     #[arg(long, value_enum, default_value_t = ReadSite::Auto, hide = true)]
     pub(crate) read_site: ReadSite,
@@ -156,6 +165,24 @@ pub(crate) struct GotlsArgs {
     /// Without any, all Go programs with TLS are captured, also those that start later
     #[command(flatten)]
     pub(crate) selectors: Selectors,
+}
+
+impl Args {
+    /// What was typed; otherwise, ends the program with what is wrong about it.
+    pub(crate) fn of_command_line() -> Self {
+        Self::try_parse().unwrap_or_else(|error| without_wrong_tip(error).exit())
+    }
+}
+
+/// An option that is not there is none the more so behind `--`: it would be taken for a filter or a path.
+fn without_wrong_tip(mut error: clap::Error) -> clap::Error {
+    if let Some(ContextValue::StyledStrs(mut tips)) = error.remove(ContextKind::Suggested) {
+        tips.retain(|tip| !tip.to_string().contains("as a value, use"));
+        if !tips.is_empty() {
+            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
+        }
+    }
+    error
 }
 
 impl GotlsArgs {
@@ -460,11 +487,14 @@ fn header(name: &str) -> Result<String, String> {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    text.parse()
-        .ok()
-        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .filter(|duration| !duration.is_zero())
-        .ok_or_else(|| "give a number of seconds greater than 0, such as 10 or 0.5".to_owned())
+    let seconds = text.parse().unwrap_or(f64::NAN);
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        Err(_) if seconds > 0.0 => {
+            Err("that is too long; without --duration, Ctrl-C ends the capture".to_owned())
+        }
+        _ => Err("give a number of seconds greater than 0, such as 10 or 0.5".to_owned()),
+    }
 }
 
 #[cfg(test)]
@@ -497,10 +527,33 @@ mod tests {
     }
 
     #[test]
+    fn options_that_are_not_there_are_not_offered_as_values() {
+        for line in [
+            "ecapture gotls --no-such-option",
+            "ecapture gotls -z",
+            "ecapture inspect -e ./server",
+            "ecapture replay x.rec --record y.rec",
+        ] {
+            let error = Args::try_parse_from(line.split(' ')).unwrap_err();
+            let error = without_wrong_tip(error).to_string();
+            assert!(error.contains("unexpected argument"), "{error}");
+            assert!(!error.contains("'-- "), "{error}");
+        }
+        let error = Args::try_parse_from(["ecapture", "gotls", "--tsiz", "1"]).unwrap_err();
+        let error = without_wrong_tip(error).to_string();
+        assert!(error.contains("'--tsize'"), "{error}");
+    }
+
+    #[test]
     fn durations_are_positive_numbers_of_seconds() {
         assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
-        for wrong in ["0", "-1", "ten", "", "NaN", "inf", "1e400"] {
-            assert!(seconds(wrong).is_err(), "{wrong}");
+        for wrong in ["0", "-1", "ten", "", "NaN", "-inf", "1e-300"] {
+            let error = seconds(wrong).unwrap_err();
+            assert!(error.contains("greater than 0"), "{wrong}: {error}");
+        }
+        for long in ["1e30", "inf", "1e400"] {
+            let error = seconds(long).unwrap_err();
+            assert!(error.contains("too long"), "{long}: {error}");
         }
     }
 }

@@ -140,6 +140,12 @@ impl Findings {
         if let Some(hooks) = self.hooks() {
             line("interfaces", describe_hooks(hooks));
         }
+        if !host.initial_pid_namespace {
+            line(
+                "pid namespace",
+                "not the initial one: processes of namespaces below it can't be captured",
+            );
+        }
         line(
             "cgroup v2",
             &match &host.cgroup {
@@ -219,6 +225,7 @@ impl Findings {
             "call_bytes_max": uprobes.map(|uprobes| uprobes.call_bytes_max),
             "tcx": self.hooks().map(|hooks| hooks == HookKind::Tcx),
             "holds_new_programs": self.gate.is_ok(),
+            "initial_pid_namespace": host.initial_pid_namespace,
             "cgroup2": host.cgroup,
             "btf": host.btf,
             "lockdown": host.lockdown,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use capture::{
     Executable, Filters, Identity, NetworkNamespace, Options, PacketCapture, PacketOptions,
-    PacketTarget, Probes, Process,
+    PacketTarget, Probes, Process, ProcessInfo,
 };
 use gobin::{Analysis, BuildMode};
 use trace::escape_name;
@@ -26,6 +26,7 @@ use crate::recorder::{CapturedInterface, Context, now_ns};
 use crate::selectors::One;
 use crate::session::{Attached, DebugLog, PathOfFile, Session};
 use crate::supervise::Signals;
+use crate::users::UserNames;
 
 /// Packets still come after their process has ended: the kernel closes its connections.
 const LAST_PACKETS: Duration = Duration::from_millis(500);
@@ -51,9 +52,14 @@ pub(crate) fn run(args: &GotlsArgs) -> Result<(), Failure> {
     if args.longest_hold.is_some() {
         return wrong("--longest-hold is for captures of many programs: nothing is held for one");
     }
-    let process = one.pid.map(Process::open).transpose()?;
+    let process = one.pid.map(Process::open_to_capture).transpose()?;
     let executable = open_executable(one.elfpath, process.as_ref())?;
     let identity = executable.identity();
+    if let Some(process) = &process {
+        check_process(process, one, &executable)?;
+    } else {
+        tell_of_processes_out_of_sight(&executable)?;
+    }
     let files = go_files(executable, process.as_ref())?;
     log.say("executable analysed");
 
@@ -314,6 +320,14 @@ pub(crate) fn check_privileges(mode: Mode) -> Result<(), Failure> {
 
 /// An option that would do nothing is refused.
 fn check_combination(args: &GotlsArgs, mode: Mode) -> Result<(), Failure> {
+    if args.btf.is_some() {
+        return wrong("--btf is not needed: nothing here depends on the kernel's BTF");
+    }
+    if args.listen.is_some() {
+        return wrong(
+            "--listen is not there: a capture can't be changed while it runs; end it, and begin another one",
+        );
+    }
     check_outputs(&args.output, mode, args.record.is_none())?;
     if args.tsize.is_some() && matches!(mode, Mode::Keylog | Mode::Pcap) {
         return wrong("--tsize is for text and plain mode, which show plaintext");
@@ -323,11 +337,29 @@ fn check_combination(args: &GotlsArgs, mode: Mode) -> Result<(), Failure> {
         || args.all_packets
         || !args.filter.is_empty();
     if for_packets && mode != Mode::Pcap {
+        if let Some(word) = args.filter.first()
+            && let Some(advice) = instead_of_filter(word)
+        {
+            return wrong(&format!(
+                "{word} would be a packet filter, which is for pcap mode; {advice}"
+            ));
+        }
         return wrong(
             "--ifname, --snaplen, --all-packets and a filter are for pcap mode: add -m pcap",
         );
     }
     Ok(())
+}
+
+/// What was meant, if no filter looks like this.
+fn instead_of_filter(word: &str) -> Option<String> {
+    if word.bytes().all(|byte| byte.is_ascii_digit()) {
+        Some(format!("for a process give --pid {word}"))
+    } else if Path::new(word).is_file() {
+        Some(format!("for an executable give --elfpath {word}"))
+    } else {
+        None
+    }
 }
 
 fn open_executable(path: Option<&Path>, process: Option<&Process>) -> Result<Executable, Failure> {
@@ -338,4 +370,56 @@ fn open_executable(path: Option<&Path>, process: Option<&Process>) -> Result<Exe
             "give --elfpath PATH or --pid N to say which program"
         ))),
     }
+}
+
+/// A process that is not what else was asked for would never be captured.
+fn check_process(process: &Process, one: One<'_>, executable: &Executable) -> Result<(), Failure> {
+    let pid = process.pid();
+    if let Some(path) = one.elfpath
+        && let Some(found) = process.runs_instead_of(executable)?
+    {
+        return Err(Failure::WrongInput(anyhow!(
+            "process {pid} runs {}, not the file at {}: give --pid {pid} alone to capture what it runs",
+            found.display(),
+            path.display()
+        )));
+    }
+    if let Some(wanted) = one.uid
+        && let Some(user) = process.user()
+        && user != wanted
+    {
+        let users = UserNames::read();
+        return Err(Failure::WrongInput(anyhow!(
+            "process {pid} is of user {}, not of {}",
+            users.of(user),
+            users.of(wanted)
+        )));
+    }
+    Ok(())
+}
+
+/// Says if one of the processes that run the file is not seen from here.
+fn tell_of_processes_out_of_sight(executable: &Executable) -> Result<(), Failure> {
+    if capture::is_in_initial_pid_namespace() {
+        return Ok(());
+    }
+    let (running, _) = capture::running()?;
+    let found = running.iter().find(|process| {
+        process.identity == executable.identity() && capture::is_out_of_sight(process.pid)
+    });
+    if let Some(process) = found {
+        log::line(&note_on_process_out_of_sight(process));
+    }
+    Ok(())
+}
+
+/// What is said once, of the first one.
+pub(crate) fn note_on_process_out_of_sight(process: &ProcessInfo) -> String {
+    let note = format!(
+        "note: pid {}, {}, and perhaps others can't be captured: {}",
+        process.pid,
+        process.executable.display(),
+        capture::OUT_OF_SIGHT
+    );
+    escape_name(note.as_bytes()).to_string()
 }

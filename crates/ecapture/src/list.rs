@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use capture::{Executable, Identity, Library, ProcessInfo};
+use capture::{Executable, Identity, Library, Process, ProcessInfo};
 use gobin::{Analysis, CRYPTO_TLS, Error, ReadSitePreference};
 use serde_json::{Value, json};
 use trace::escape_name;
@@ -17,9 +17,17 @@ use crate::parts::analyze_library;
 use crate::pipeline::Destination;
 use crate::users::UserNames;
 
-/// Runs the command. That nothing was found is no failure, but said.
+/// Runs the command. That nothing was found is no failure, but said; that a process does not exist is one.
 pub(crate) fn run(args: &ListArgs) -> Result<(), Failure> {
+    for &pid in &args.selectors.pids {
+        // One that isn't there is not just no Go program.
+        Process::open(pid)?;
+    }
     let (processes, hidden) = capture::running()?;
+    let hidden = hidden.into_iter();
+    let hidden = hidden
+        .filter(|&pid| args.selectors.may_mean_pid(pid))
+        .count();
     let mut verdicts = Verdicts::default();
     let (mut asked_for, mut found) = (0, Vec::new());
     for process in &processes {
@@ -35,7 +43,12 @@ pub(crate) fn run(args: &ListArgs) -> Result<(), Failure> {
         let is_meant = args.selectors.matches(process, container.as_ref());
         asked_for += usize::from(is_meant || !libraries.is_empty());
         let executable = is_meant.then(|| verdicts.of(process)).flatten();
-        let mut list = |verdict: Verdict, library| {
+        let is_out_of_sight = capture::is_out_of_sight(process.pid);
+        let mut list = |mut verdict: Verdict, library| {
+            if is_out_of_sight {
+                verdict.packages.clear();
+                verdict.refusal = Some(capture::OUT_OF_SIGHT.to_owned());
+            }
             if args.all || verdict.has_tls {
                 let container = container.clone();
                 found.push(Found {

@@ -44,11 +44,9 @@ mod watch;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
     capture::look_names_up_without_plugins();
-    let result = match args::Args::parse().command {
+    let result = match args::Args::of_command_line().command {
         args::Command::Gotls(args) => gotls::run(&args),
         args::Command::Replay(args) => replay::run(&args),
         args::Command::Inspect(args) => inspect::run(&args),

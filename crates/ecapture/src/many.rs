@@ -23,7 +23,7 @@ const LONGEST_HOLD_MS: u32 = 250;
 /// Runs the command.
 pub(crate) fn run(args: &GotlsArgs, mode: Mode, log: DebugLog) -> Result<(), Failure> {
     // A process that isn't there will not come either.
-    let open = |&pid| Process::open(pid);
+    let open = |&pid| Process::open_to_capture(pid);
     let targets = args.selectors.pids.iter().map(open);
     let targets = targets.collect::<Result<Vec<_>, _>>()?;
     let take = match mode {

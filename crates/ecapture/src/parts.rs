@@ -57,7 +57,12 @@ pub(crate) fn go_files(
 ) -> Result<Vec<GoFile>, Failure> {
     let analysis = executable.read(gobin::analyze)?;
     let libraries = process.map_or_else(Vec::new, |process| Library::of(process.pid()));
-    let mut files: Vec<_> = libraries.iter().filter_map(GoFile::of_library).collect();
+    // The file that was asked for may be one of them, and nothing is to be captured twice.
+    let (identity, changed_ns) = (executable.identity(), executable.changed_ns());
+    let others = libraries.iter().filter(|library| {
+        (library.identity.inode, library.changed_ns) != (identity.inode, changed_ns)
+    });
+    let mut files: Vec<_> = others.filter_map(GoFile::of_library).collect();
     match analysis {
         Ok(analysis) if files.is_empty() || analysis.packages().next().is_some() => {
             files.insert(

@@ -19,6 +19,7 @@ use trace::escape_name;
 
 use crate::container::Container;
 use crate::failure::Failure;
+use crate::gotls::note_on_process_out_of_sight;
 use crate::keylog_mode;
 use crate::list::refused;
 use crate::missed::{Missed, Unheld};
@@ -162,6 +163,8 @@ pub(crate) struct Programs {
     totals: Totals,
     /// Those that began to run before they were attached to, or listed.
     missed: Missed,
+    /// The user knows that there are processes which are not seen from here.
+    told_of_out_of_sight: bool,
     /// Notes for the user.
     say: fn(&str),
 }
@@ -193,6 +196,7 @@ impl Programs {
             pidfds_max: capture::raise_limit_of_open_files().saturating_sub(OTHER_FILES),
             totals: Totals::default(),
             missed: Missed::default(),
+            told_of_out_of_sight: false,
             say,
         })
     }
@@ -227,7 +231,7 @@ impl Programs {
         Ok(())
     }
 
-    /// Looks at all processes that run now. Returns how many may not be looked at.
+    /// Looks at all processes that run now. Returns how many that could be meant may not be looked at.
     pub(crate) fn look_at_all(&mut self, seen: Seen) -> Result<usize, capture::Error> {
         let (processes, hidden) = capture::running()?;
         for process in &processes {
@@ -239,7 +243,10 @@ impl Programs {
         if seen == Seen::Running {
             self.totals.looked_at = processes.len();
         }
-        Ok(hidden)
+        let hidden = hidden.into_iter();
+        Ok(hidden
+            .filter(|&pid| self.selectors.may_mean_pid(pid))
+            .count())
     }
 
     /// A process has executed a file. It was not held, for this reason, unless we know of it already.
@@ -509,6 +516,12 @@ impl Programs {
     /// Captures from a process.
     fn begin(&mut self, candidate: &Candidate<'_>, file: FileKey) -> Result<(), FileChanged> {
         let Candidate { process, seen, .. } = *candidate;
+        if capture::is_out_of_sight(process.pid) {
+            if !std::mem::replace(&mut self.told_of_out_of_sight, true) {
+                (self.say)(&note_on_process_out_of_sight(process));
+            }
+            return Ok(());
+        }
         let is_new = !self.attached.contains_key(&file);
         let mut name = process.executable.clone();
         if is_new {

@@ -135,6 +135,11 @@ impl Selectors {
         about_programs.matches(program, None)
     }
 
+    /// Whether a process could be meant of which no more is known than its id.
+    pub(crate) fn may_mean_pid(&self, pid: u32) -> bool {
+        any_or_none(&self.pids, |&wanted| wanted == pid) && !self.excluded_pids.contains(&pid)
+    }
+
     /// Whether a process is meant.
     pub(crate) fn matches(&self, process: &ProcessInfo, container: Option<&Container>) -> bool {
         self.matches_with(process, container, None)

@@ -17,6 +17,7 @@ use crate::capture::{self, Capture, Captured, Line};
 use crate::exchange::{Connections, Exchange, LONG};
 use crate::exec_gate::guard_of;
 use crate::fleet::Fleet;
+use crate::https;
 
 /// What Docker would call the container of this number.
 fn id(number: u32) -> String {
@@ -201,6 +202,72 @@ fn containers_that_follow_each_other_on_one_device_number_are_captured() -> Resu
     );
     let captured = capture.stop()?;
     without_pids(&captured.connections()?).assert_equal(&without_pids(&expected));
+    Ok(())
+}
+
+/// As in a node of a cluster that is a container itself.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn programs_below_a_pid_namespace_that_is_not_the_initial_one_are_refused() -> Result<()> {
+    const BELOW: &str = "in a pid namespace below ecapture's own";
+
+    let program = https::program(GoRelease::NEWEST)?;
+    let beside = https::program(GoRelease::NEWEST)?;
+    let mut node = Child::spawn(Command::new("unshare").args([
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "sh",
+    ]))?;
+    let path = program.path();
+    let (path, beside) = (path.display(), beside.path());
+    // Until their input ends.
+    let asks = "-requests 0 -interval 300ms";
+    node.send_line(&format!(
+        "sleep 1000 | unshare --pid --fork --kill-child --mount-proc {path} {asks} &"
+    ))?;
+    node.wait_for_prefix(Stream::Stdout, LONG, r#"{"addr":"#)?;
+    node.send_line(&format!("sleep 1000 | {} {asks} >&2 &", beside.display()))?;
+    node.wait_for_prefix(Stream::Stderr, LONG, r#"{"addr":"#)?;
+
+    let mut commands = 0;
+    let mut ecapture = |arguments: &str| -> Result<(String, String)> {
+        commands += 1;
+        let said = program.dir().join(format!("said-{commands}"));
+        let ecapture = capture::ecapture().get_program().display().to_string();
+        node.send_line(&format!(
+            "{ecapture} {arguments} </dev/null >{said} 2>&1; echo end {commands} $?",
+            said = said.display()
+        ))?;
+        let end = format!("end {commands} ");
+        let code = node.wait_for_prefix(Stream::Stdout, LONG, &end)?;
+        Ok((fs::read_to_string(said)?, code.replace(&end, "")))
+    };
+    let (listed, _) = ecapture(&format!("list --format json -e {path}"))?;
+    let listed: serde_json::Value = serde_json::from_str(&listed).context(listed)?;
+    assert_eq!(listed["capture"], false, "{listed}");
+    assert!(listed["refusal"].to_string().contains(BELOW), "{listed}");
+    let pid = &listed["pid"];
+    let (listed, _) = ecapture(&format!("list --format json -e {}", beside.display()))?;
+    let listed: serde_json::Value = serde_json::from_str(&listed).context(listed)?;
+    assert_eq!(listed["capture"], true, "{listed}");
+    let pid_beside = &listed["pid"];
+
+    for pids in [format!("-p {pid}"), format!("-p {pid_beside} -p {pid}")] {
+        let (said, code) = ecapture(&format!("gotls {pids}"))?;
+        assert_eq!(code, "2", "{said}");
+        assert!(said.contains(BELOW), "{said}");
+    }
+    let both = format!("-e {path} -e {}", beside.display());
+    for (files, shows) in [(format!("-e {path}"), false), (both, true)] {
+        let (said, code) = ecapture(&format!("gotls {files} --duration 2"))?;
+        assert_eq!(code, "0", "{said}");
+        assert_eq!(said.matches(BELOW).count(), 1, "{said}");
+        assert_eq!(said.contains("POST https"), shows, "{said}");
+    }
+    let (said, _) = ecapture("doctor --mode text")?;
+    assert!(said.contains("pid namespace not the initial one"), "{said}");
     Ok(())
 }
 

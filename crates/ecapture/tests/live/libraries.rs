@@ -113,6 +113,24 @@ fn every_byte_of_a_plugin_is_captured() -> Result<()> {
     every_byte_is_captured(Loading::Plugin)
 }
 
+/// By its path, of one of the processes that have loaded it.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn a_library_of_one_process_is_captured_once() -> Result<()> {
+    let shared = Shared::new(GoRelease::NEWEST, Loading::Dlopen)?;
+    let mut target = shared.start("-hold -sizes 1,100,16385")?;
+    let mut other = shared.start("-hold")?;
+    let capture = Capture::of(&shared.library(), &format!("--pid {}", target.pid()))?;
+    for program in [&mut other, &mut target] {
+        program.go()?;
+    }
+    other.finish()?;
+    let log = target.finish()?;
+    let captured = capture.finish()?;
+    captured.connections()?.assert_equal(&log.connections());
+    Ok(())
+}
+
 /// Addresses, what was agreed on, and goroutines.
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]

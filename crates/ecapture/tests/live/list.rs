@@ -1,5 +1,6 @@
 //! `ecapture list` shows the Go programs that run, and those that were asked for.
 
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -7,7 +8,7 @@ use serde_json::Value;
 use xtask::matrix::{GoRelease, Variant};
 
 use crate::capture::ecapture;
-use crate::exchange::{Exchange, Program};
+use crate::exchange::{Exchange, NOBODY, Program};
 
 /// The lines of `list --format json`, by process.
 fn list(selectors: &[&str]) -> Result<Vec<(u64, Value)>> {
@@ -115,6 +116,27 @@ fn what_was_looked_at_is_said_if_nothing_is_found() -> Result<()> {
     let said = String::from_utf8(output.stderr)?;
     assert!(said.contains("none of the "), "{said}");
     assert!(said.contains("that were asked for"), "{said}");
+    Ok(())
+}
+
+/// Others of which nothing was asked may be there in any number.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn processes_that_may_not_be_looked_at_are_counted_if_they_were_asked_for() -> Result<()> {
+    let copy = Program::copy_of(std::path::Path::new(ecapture().get_program()))?;
+    let as_nobody = |pid: &str| -> Result<String> {
+        let mut command = Command::new("sh");
+        let script = format!("exec {} list --pid {pid}", copy.path().display());
+        command.args(["-c", &script]).uid(NOBODY).gid(NOBODY);
+        let output = command.output()?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(String::from_utf8(output.stderr)?)
+    };
+    let of_ours = as_nobody(&std::process::id().to_string())?;
+    assert!(of_ours.contains("can't be looked at: 1; "), "{of_ours}");
+    let of_itself = as_nobody("$$")?;
+    assert!(of_itself.contains("none of the 1 "), "{of_itself}");
+    assert!(!of_itself.contains("can't be looked at"), "{of_itself}");
     Ok(())
 }
 

@@ -68,6 +68,35 @@ fn the_executable_may_be_in_another_mount_namespace() -> Result<()> {
     Ok(())
 }
 
+/// The overlay has a device number of its own.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn the_executable_may_be_given_by_its_path_below_the_overlay_that_it_runs_on() -> Result<()> {
+    let program = Program::newest()?;
+    let all = program.dir().join("all");
+    std::fs::create_dir(&all)?;
+    let mut target = Exchange::spawn(
+        Command::new("unshare")
+            .args(["--mount", "sh", "-ec"])
+            .arg(
+                r#"mount -t tmpfs none /mnt; mkdir /mnt/up /mnt/work
+                mount -t overlay overlay -o lowerdir="$0",upperdir=/mnt/up,workdir=/mnt/work "$1"
+                exec "$1/exchange" -hold"#,
+            )
+            .arg(program.dir())
+            .arg(&all),
+    )?;
+    assert!(!all.join("exchange").exists(), "not on an overlay");
+    let capture = Capture::of(&program.path(), &format!("--pid {}", target.pid()))?;
+    target.go()?;
+    let log = target.finish()?;
+    capture
+        .finish()?
+        .connections()?
+        .assert_equal(&log.connections());
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn a_path_covers_processes_from_before_and_after() -> Result<()> {

@@ -11,7 +11,7 @@ use xtask::matrix::{self, GoRelease, Variant};
 use xtask::process::Child;
 
 use crate::capture::ecapture;
-use crate::exchange::NOBODY;
+use crate::exchange::{NOBODY, Program};
 
 pub(crate) const WRONG_INPUT: i32 = 2;
 pub(crate) const FAILED: i32 = 1;
@@ -142,7 +142,8 @@ fn a_go_program_without_crypto_tls() -> Result<()> {
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn a_program_for_another_machine() -> Result<()> {
     let path = matrix::binary(GoRelease::NEWEST, Variant::Arm64, matrix::Program::Exchange)?;
-    refused(&mut of_file(&path), WRONG_INPUT, "arm64")
+    let is_for = format!("ecapture: {}: is for arm64", path.display());
+    refused(&mut of_file(&path), WRONG_INPUT, &is_for)
 }
 
 /// Whatever the cut leaves, it is refused, or what is needed is still there. Never a panic.
@@ -193,6 +194,9 @@ fn a_pid_that_does_not_exist() -> Result<()> {
     // The largest that a kernel gives is 4194304.
     for pid in [4_194_305, 999_999_999, u32::MAX] {
         refused(&mut of_pid(pid), WRONG_INPUT, "no such process")?;
+        let mut list = ecapture();
+        list.args(["list", "--pid", &pid.to_string()]);
+        refused(&mut list, WRONG_INPUT, "no such process")?;
     }
     Ok(())
 }
@@ -206,6 +210,28 @@ fn a_process_that_is_not_go() -> Result<()> {
         std::thread::yield_now();
     }
     refused(&mut of_pid(sleep.pid()), WRONG_INPUT, "not a Go")
+}
+
+/// It would be attached to, and show nothing.
+#[test]
+#[ignore = "needs root and the test binaries: run `cargo xtask test`"]
+fn a_process_that_is_not_what_else_was_asked_for() -> Result<()> {
+    let (running, other) = (Program::newest()?, Program::newest()?);
+    let target = running.start("-hold")?;
+    let runs = format!(
+        "process {} runs {}, not the file at {}",
+        target.pid(),
+        running.path().display(),
+        other.path().display()
+    );
+    for mode in ["text", "plain", "keylog", "pcap"] {
+        let mut command = of_pid(target.pid());
+        command.args(["-m", mode, "-e"]).arg(other.path());
+        refused(&mut command, WRONG_INPUT, &runs)?;
+    }
+    let is_of = format!("process {} is of user root, not of 4321", target.pid());
+    let mut command = of_pid(target.pid());
+    refused(command.args(["-u", "4321"]), WRONG_INPUT, &is_of)
 }
 
 #[test]
@@ -223,8 +249,8 @@ fn a_kernel_thread() -> Result<()> {
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn without_privileges_it_says_which_are_missing() -> Result<()> {
     // Copies, because an ordinary user may not get at the checkout and the cache.
-    let ecapture = crate::exchange::Program::copy_of(Path::new(env!("CARGO_BIN_EXE_ecapture")))?;
-    let program = crate::exchange::Program::newest()?;
+    let ecapture = Program::copy_of(Path::new(env!("CARGO_BIN_EXE_ecapture")))?;
+    let program = Program::newest()?;
     let mut command = Command::new(ecapture.path());
     command.args(["gotls", "-e"]).arg(program.path());
     refused(command.uid(NOBODY).gid(NOBODY), FAILED, "root")?;
@@ -232,7 +258,11 @@ fn without_privileges_it_says_which_are_missing() -> Result<()> {
     let target = program.start("-hold")?;
     let mut command = Command::new(ecapture.path());
     command.args(["gotls", "--pid", &target.pid().to_string()]);
-    refused(command.uid(NOBODY).gid(NOBODY), FAILED, "root")
+    let says = format!(
+        "process {}: not permitted to look at it: run as root",
+        target.pid()
+    );
+    refused(command.uid(NOBODY).gid(NOBODY), FAILED, &says)
 }
 
 #[test]
@@ -306,6 +336,26 @@ fn impossible_buffer_sizes() -> Result<()> {
     for size in ["0", "1", "1048577", "18446744073709551615"] {
         let mut command = of_file(&path);
         refused(command.args(["--mapsize", size]), WRONG_INPUT, "--mapsize")?;
+    }
+    Ok(())
+}
+
+/// What eCapture has, or looks like it, is answered as what it is.
+#[test]
+fn what_is_no_filter_is_not_taken_for_one() -> Result<()> {
+    let own = env!("CARGO_BIN_EXE_ecapture");
+    for (arguments, says) in [
+        ("-b 2", "--btf is not needed"),
+        ("--btf=1 --pid 1", "--btf is not needed"),
+        ("-b", "--btf is not needed"),
+        ("--listen=localhost:28256", "--listen is not there"),
+        ("5323", "for a process give --pid 5323"),
+        (own, &*format!("for an executable give --elfpath {own}")),
+        ("tcp port 443", "add -m pcap"),
+    ] {
+        let mut command = ecapture();
+        command.arg("gotls").args(arguments.split(' '));
+        refused(&mut command, WRONG_INPUT, says)?;
     }
     Ok(())
 }
