@@ -47,7 +47,7 @@ pub struct ConversationOptions {
     pub plaintext: Plaintext,
 }
 
-/// Stands between the [`Tracker`](crate::Tracker) and a sink, and adds what the plaintext says.
+/// Stands between the [`Tracker`] and a sink, and adds what the plaintext says.
 pub struct Conversations<S> {
     sink: S,
     limits: Limits,
