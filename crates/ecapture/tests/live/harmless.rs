@@ -187,7 +187,7 @@ fn a_program_that_is_overwritten_while_it_is_captured_has_no_probes() -> Result<
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn a_program_that_is_overwritten_while_many_are_captured_begins() -> Result<()> {
     let other = https::program(GoRelease::Go1_24)?;
-    for uprobes in ["multi", "perf"] {
+    for uprobes in ["auto", "perf"] {
         let program = https::program(GoRelease::Go1_24)?;
         let (path, other) = (program.path(), other.path());
         let mut capture = ecapture();
