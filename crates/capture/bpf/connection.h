@@ -123,6 +123,17 @@ static __always_inline void fill_header(struct record_header *header, const stru
 	__builtin_memset(header->reserved, 0, sizeof(header->reserved));
 }
 
+/* The same for a record about a connection. */
+static __always_inline void fill_connection_header(struct record_header *header,
+						   const struct process *process, __u64 time_ns,
+						   enum record_kind kind, __u64 conn,
+						   __u64 first_seen_ns)
+{
+	fill_header(header, process, time_ns, kind);
+	header->conn = conn;
+	header->first_seen_ns = first_seen_ns;
+}
+
 /* A Go interface's value: what is known of its type, and its data word. */
 struct value {
 	/* enum type_role; 0: not known. */
@@ -293,9 +304,8 @@ __noinline int send_connection(__u64 conn, __u64 ids, __u64 bias, __u64 time_ns,
 	if (!record)
 		return 0;
 	__builtin_memset(record, 0, sizeof(*record));
-	fill_header(&record->header, &process, time_ns, RECORD_CONNECTION);
-	record->header.conn = conn;
-	record->header.first_seen_ns = connection->first_seen_ns;
+	fill_connection_header(&record->header, &process, time_ns, RECORD_CONNECTION, conn,
+			       connection->first_seen_ns);
 	record->from_start = connection->from_start;
 	record->fd = descriptor;
 	if (place.layout->known) {

@@ -224,9 +224,8 @@ static __always_inline enum outcome send_in(const __u32 room, const struct call 
 			return FAULTED;
 		}
 	}
-	fill_header(&record->header, &call->process, call->time_ns, RECORD_DATA);
-	record->header.conn = call->conn;
-	record->header.first_seen_ns = call->first_seen_ns;
+	fill_connection_header(&record->header, &call->process, call->time_ns, RECORD_DATA,
+			       call->conn, call->first_seen_ns);
 	record->stream_offset = call->stream.offset + call->offset;
 	record->call_length = call->length;
 	record->call_offset = call->offset;
@@ -446,9 +445,8 @@ static __always_inline void end_connection(const struct process *process, __u64 
 		goto move;
 	record = bpf_ringbuf_reserve(&ring, sizeof(*record), 0);
 	if (record) {
-		fill_header(&record->header, process, bpf_ktime_get_ns(), RECORD_CLOSE);
-		record->header.conn = conn;
-		record->header.first_seen_ns = connection->first_seen_ns;
+		fill_connection_header(&record->header, process, bpf_ktime_get_ns(), RECORD_CLOSE,
+				       conn, connection->first_seen_ns);
 		for (int direction = 0; direction < 2; direction++) {
 			record->stream_length[direction] = connection->streams[direction].offset;
 			record->sequence[direction] = connection->streams[direction].sequence;
