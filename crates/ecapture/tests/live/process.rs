@@ -10,19 +10,25 @@ use xtask::matrix::{GoRelease, Variant};
 use crate::capture::{Capture, Signal};
 use crate::exchange::{Exchange, Program};
 
+/// Lets the program go on, and sees that all that it says was captured.
+fn assert_all_is_captured(mut target: Exchange, capture: Capture) -> Result<()> {
+    target.go()?;
+    let log = target.finish()?;
+    capture
+        .finish()?
+        .connections()?
+        .assert_equal(&log.connections());
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn a_pid_alone_is_enough() -> Result<()> {
     for variant in [Variant::Default, Variant::StrippedPie] {
         let program = Program::new(GoRelease::NEWEST, variant)?;
-        let mut target = program.start("-hold")?;
+        let target = program.start("-hold")?;
         let capture = Capture::of_pid(target.pid(), "")?;
-        target.go()?;
-        let log = target.finish()?;
-        capture
-            .finish()?
-            .connections()?
-            .assert_equal(&log.connections());
+        assert_all_is_captured(target, capture)?;
     }
     Ok(())
 }
@@ -31,16 +37,10 @@ fn a_pid_alone_is_enough() -> Result<()> {
 #[ignore = "needs root and the test binaries: run `cargo xtask test`"]
 fn the_executable_may_be_deleted_from_disk() -> Result<()> {
     let program = Program::newest()?;
-    let mut target = program.start("-hold")?;
+    let target = program.start("-hold")?;
     std::fs::remove_file(program.path())?;
     let capture = Capture::of_pid(target.pid(), "")?;
-    target.go()?;
-    let log = target.finish()?;
-    capture
-        .finish()?
-        .connections()?
-        .assert_equal(&log.connections());
-    Ok(())
+    assert_all_is_captured(target, capture)
 }
 
 /// As in a container: our path of the same name has no such file.
@@ -50,7 +50,7 @@ fn the_executable_may_be_in_another_mount_namespace() -> Result<()> {
     let program = Program::newest()?;
     let inside = program.dir().join("inside");
     std::fs::create_dir(&inside)?;
-    let mut target = Exchange::spawn(
+    let target = Exchange::spawn(
         Command::new("unshare")
             .args(["--mount", "sh", "-ec"])
             .arg(r#"mount -t tmpfs none "$1"; cp "$0" "$1/program"; exec "$1/program" -hold"#)
@@ -59,13 +59,7 @@ fn the_executable_may_be_in_another_mount_namespace() -> Result<()> {
     )?;
     assert!(!inside.join("program").exists(), "not in another namespace");
     let capture = Capture::of_pid(target.pid(), "")?;
-    target.go()?;
-    let log = target.finish()?;
-    capture
-        .finish()?
-        .connections()?
-        .assert_equal(&log.connections());
-    Ok(())
+    assert_all_is_captured(target, capture)
 }
 
 /// The overlay has a device number of its own.
@@ -75,7 +69,7 @@ fn the_executable_may_be_given_by_its_path_below_the_overlay_that_it_runs_on() -
     let program = Program::newest()?;
     let all = program.dir().join("all");
     std::fs::create_dir(&all)?;
-    let mut target = Exchange::spawn(
+    let target = Exchange::spawn(
         Command::new("unshare")
             .args(["--mount", "sh", "-ec"])
             .arg(
@@ -88,13 +82,7 @@ fn the_executable_may_be_given_by_its_path_below_the_overlay_that_it_runs_on() -
     )?;
     assert!(!all.join("exchange").exists(), "not on an overlay");
     let capture = Capture::of(&program.path(), &format!("--pid {}", target.pid()))?;
-    target.go()?;
-    let log = target.finish()?;
-    capture
-        .finish()?
-        .connections()?
-        .assert_equal(&log.connections());
-    Ok(())
+    assert_all_is_captured(target, capture)
 }
 
 #[test]
