@@ -7,7 +7,7 @@
 //!
 //! - while nothing is outstanding and no response is under way, and
 //! - exactly one response began since the request before it, so that requests and responses
-//!   alternate. (Not asked of the first request of a connection that is first seen in the middle.)
+//!   alternate. (Not asked of the first request of a connection whose beginning was not seen.)
 //!
 //! That is proof enough for every client but one that pipelines. On a connection that has been seen
 //! to pipeline the order, once in doubt, stays in doubt.
@@ -29,10 +29,10 @@ pub(super) struct Pairing {
     /// What of the client's stream was not understood, from which offset on, since a request of which
     /// nothing was seen was last answered.
     missed: Option<(u64, Trouble)>,
-    /// The connection was first seen in the middle, and no request since.
-    joined: bool,
-    /// Nothing has been answered since such a connection's first request.
-    unproven: bool,
+    /// Why the connection's beginning is not known, until the first request.
+    joined: Option<Trouble>,
+    /// The same, from the first request until something is answered.
+    unproven: Option<Trouble>,
     /// Proven: a request began before the response to its predecessor was complete.
     pipelined: bool,
     /// The client's stream has no hole since the last request began.
@@ -83,26 +83,27 @@ impl Pairing {
 
     /// Of a connection that is seen from its beginning, or not.
     pub(super) fn new(from_beginning: bool) -> Self {
+        Self::behind((!from_beginning).then_some(Trouble::MidStream))
+    }
+
+    /// Of a connection of which something is missing before.
+    pub(super) fn behind_gap() -> Self {
+        Self::behind(Some(Trouble::Unpaired))
+    }
+
+    fn behind(doubt: Option<Trouble>) -> Self {
         Self {
             queue: VecDeque::new(),
-            doubt: (!from_beginning).then_some(Trouble::MidStream),
+            doubt: doubt.clone(),
             missed: None,
-            joined: !from_beginning,
-            unproven: false,
+            joined: doubt,
+            unproven: None,
             pipelined: false,
             exact: false,
             responses: 0,
             interim: None,
             rest_missing: false,
             last: 0,
-        }
-    }
-
-    /// Of a connection of which something is missing before.
-    pub(super) fn behind_gap() -> Self {
-        Self {
-            doubt: Some(Trouble::Unpaired),
-            ..Self::new(false)
         }
     }
 
@@ -113,9 +114,9 @@ impl Pairing {
         if self.doubt.is_some() && self.is_certain_again(between) {
             self.doubt = None;
             self.missed = None;
-            self.unproven = self.joined;
+            self.unproven = self.joined.take();
         }
-        self.joined = false;
+        self.joined = None;
         self.exact = true;
         self.responses = 0;
         self.rest_missing = false;
@@ -155,7 +156,7 @@ impl Pairing {
 
     /// A final response is complete.
     pub(super) fn answered(&mut self, id: StreamId) {
-        self.unproven = false;
+        self.unproven = None;
         if self.queue.front().is_some_and(|front| front.id == id) {
             self.queue.pop_front();
             self.pipelined |= !self.queue.is_empty();
@@ -166,7 +167,7 @@ impl Pairing {
     pub(super) fn client_lost(&mut self, offset: u64, why: Trouble) {
         self.doubt = Some(Trouble::Unpaired);
         self.exact = false;
-        self.joined = false;
+        self.joined = None;
         self.missed = Some(match (self.missed.take(), why) {
             (Some((offset, Trouble::Gap { bytes })), Trouble::Gap { bytes: more }) => {
                 let bytes = bytes.saturating_add(more);
@@ -186,7 +187,7 @@ impl Pairing {
         self.interim = None;
         // With one request outstanding, nothing but its response can be missing.
         let one = self.queue.len() == 1 || self.queue.is_empty() && self.rest_missing;
-        if one && self.doubt.is_none() && !self.unproven {
+        if one && self.doubt.is_none() && self.unproven.is_none() {
             self.rest_missing = true;
             return self.take_queue();
         }
@@ -215,18 +216,20 @@ impl Pairing {
             && !self.pipelined
             && self.queue.is_empty()
             && self.interim.is_none()
-            && (self.joined || alternates)
+            && (self.joined.is_some() || alternates)
     }
 
     fn doubt_before_request(&mut self) -> Option<(Vec<StreamId>, Trouble)> {
         let why = if self.queue.len() >= OUTSTANDING_MAX {
             Trouble::TooMuch("requests without a response", OUTSTANDING_MAX)
-        } else if self.unproven && !self.queue.is_empty() {
-            Trouble::MidStream
+        } else if !self.queue.is_empty()
+            && let Some(why) = self.unproven.take()
+        {
+            why
         } else {
             return None;
         };
-        self.unproven = false;
+        self.unproven = None;
         Some((self.give_up(why.clone()), why))
     }
 

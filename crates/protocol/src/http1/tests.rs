@@ -365,6 +365,24 @@ fn an_unseen_head_request_does_not_swallow_the_next_response() {
     );
 }
 
+/// The response to the first request may be the one to what was lost.
+#[test]
+fn a_second_request_behind_a_loss_does_not_speak_of_the_middle() {
+    let mut decoder = Http1::behind_gap();
+    let seen = decode_by(&mut decoder, &[(Side::Client, CURL), (Side::Client, CURL)]);
+    assert_eq!(
+        summary(&seen),
+        [
+            "1 GET /a?b",
+            "1 Client ends",
+            "1 Client at 78: it is not certain which response belongs to which request",
+            "2 GET /a?b",
+            "2 Client at 78: it is not certain which response belongs to which request",
+            "2 Client ends",
+        ]
+    );
+}
+
 #[test]
 fn missing_bytes_of_a_known_length_are_counted() {
     let mut decoder = Http1::new(true);
