@@ -6,8 +6,8 @@ use std::sync::Arc;
 use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
 use protocol::{
-    Body, Budget, Ending, Exchanges, Field, HttpEvent, Limits, Notice, Redaction, RequestHead,
-    ResponseHead, Side, StreamId, Time, Version,
+    Body, Budget, Cause, Ending, Exchanges, Field, HttpEvent, Limits, Notice, Redaction,
+    RequestHead, ResponseHead, Side, StreamId, Time, Version,
 };
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use trace::{Event, Http, Sink, Timestamp};
@@ -80,8 +80,12 @@ pub fn run(bytes: &[u8]) {
         let side = |server| if server { Side::Server } else { Side::Client };
         feed(match step {
             Step::Data(server, data) => HttpEvent::Body(id, side(server), data),
-            Step::Lost(server, data) => HttpEvent::Missing(id, side(server), data.len() as u64),
-            Step::Missing(server, bytes) => HttpEvent::Missing(id, side(server), bytes),
+            Step::Lost(server, data) => {
+                HttpEvent::Missing(id, side(server), data.len() as u64, Cause::LeftOut)
+            }
+            Step::Missing(server, bytes) => {
+                HttpEvent::Missing(id, side(server), bytes, Cause::Lost)
+            }
         });
     }
     for side in [Side::Client, Side::Server] {

@@ -85,7 +85,7 @@ pub fn decoded(decoder: &mut dyn Decoder, steps: &[Step<'_>]) -> Vec<Said> {
         for one in &said {
             match one {
                 Said::Body(_, from, bytes) if *from == side => bodies += bytes.len() as u64,
-                Said::Event(HttpEvent::Missing(_, from, bytes)) if *from == side => {
+                Said::Event(HttpEvent::Missing(_, from, bytes, _)) if *from == side => {
                     gaps = gaps.saturating_add(*bytes);
                 }
                 Said::Event(HttpEvent::Trouble(_, from, offset, _)) if *from == side => {
@@ -120,7 +120,7 @@ fn note(said: &mut Vec<Said>, event: HttpEvent<'_>) {
         }
         Request(id, head) => Request(id, head),
         Response(id, head) => Response(id, head),
-        Missing(id, side, bytes) => Missing(id, side, bytes),
+        Missing(id, side, bytes, cause) => Missing(id, side, bytes, cause),
         Trailers(id, side, fields) => Trailers(id, side, fields),
         End(id, side) => End(id, side),
         Reset(id, side, code) => Reset(id, side, code),

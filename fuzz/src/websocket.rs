@@ -1,7 +1,7 @@
 //! WebSocket: whatever is sent does no harm, and how it is cut makes no difference.
 
 use protocol::websocket::{MESSAGE_MAX, WebSocketEvent};
-use protocol::{Side, WebSocket};
+use protocol::{Cause, Side, WebSocket};
 
 use crate::connection::{self, Step, in_parts, is_complete, steps};
 
@@ -50,8 +50,13 @@ fn decoded(extension: &[u8], steps: &[Step<'_>]) -> Vec<String> {
     for step in steps {
         match step {
             Step::Data(server, data) => socket.data(side(*server), data, &mut note),
-            Step::Lost(server, data) => socket.gap(side(*server), data.len() as u64, &mut note),
-            Step::Missing(server, bytes) => socket.gap(side(*server), *bytes, &mut note),
+            Step::Lost(server, data) => {
+                let bytes = data.len() as u64;
+                socket.missing(side(*server), bytes, Cause::LeftOut, &mut note)
+            }
+            Step::Missing(server, bytes) => {
+                socket.missing(side(*server), *bytes, Cause::Lost, &mut note)
+            }
         }
     }
     socket.close(&mut note);

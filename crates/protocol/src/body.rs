@@ -11,6 +11,7 @@ use flate2::bufread::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use ruzstd::decoding::StreamingDecoder as ZstdFrame;
 
 use crate::budget::{Budget, Kept};
+use crate::event::{Cause, Missing};
 
 /// Codings on top of each other that are undone.
 const CODINGS_MAX: usize = 4;
@@ -24,7 +25,7 @@ pub struct Body {
     /// Bytes that were sent, transfer coding and framing removed: missing ones included.
     pub length: u64,
     /// How many of these were lost, unreadable or not captured.
-    pub missing: u64,
+    pub missing: Missing,
     kept: Kept,
     state: ContentState,
     decoded: bool,
@@ -83,7 +84,7 @@ impl Body {
     pub(crate) fn new(budget: &Budget) -> Self {
         Self {
             length: 0,
-            missing: 0,
+            missing: Missing::default(),
             kept: Kept::new(budget),
             state: ContentState::Whole,
             decoded: false,
@@ -94,7 +95,7 @@ impl Body {
     pub(crate) fn of(
         content: &[u8],
         length: u64,
-        missing: u64,
+        missing: Missing,
         limit: usize,
         budget: &Budget,
     ) -> Self {
@@ -102,7 +103,7 @@ impl Body {
         body.push(content, limit);
         body.length = length;
         body.missing = missing;
-        if missing > 0 {
+        if missing.bytes > 0 {
             body.cut();
         }
         body
@@ -142,9 +143,9 @@ impl Body {
     }
 
     /// Is told that the next bytes are missing.
-    pub(crate) fn skip(&mut self, bytes: u64) {
+    pub(crate) fn skip(&mut self, bytes: u64, cause: Cause) {
         self.length = self.length.saturating_add(bytes);
-        self.missing = self.missing.saturating_add(bytes);
+        self.missing.add(bytes, cause);
         self.state = ContentState::Cut;
     }
 
@@ -372,7 +373,7 @@ mod tests {
             let plain = seed.repeat(400);
             let encoded = CODERS[coder].1(&plain);
             let (mut body, budget) = body(&encoded[..encoded.len() * cut / 100]);
-            body.skip(1);
+            body.skip(1, Cause::Lost);
             body.decode(CODERS[coder].0.as_bytes(), 1 << 20, &budget);
             prop_assert!(plain.starts_with(body.content()));
             prop_assert_eq!(body.state(), ContentState::Cut);
@@ -469,10 +470,10 @@ mod tests {
     #[test]
     fn lengths_beyond_counting_are_counted_as_far_as_possible() {
         let (mut body, _) = body(b"seen");
-        body.skip(u64::MAX);
+        body.skip(u64::MAX, Cause::Lost);
         body.push(b"seen", 1000);
         body.count(1);
-        assert_eq!((body.length, body.missing), (u64::MAX, u64::MAX));
+        assert_eq!((body.length, body.missing.bytes), (u64::MAX, u64::MAX));
     }
 
     #[test]

@@ -476,8 +476,8 @@ fn pass_on(upgraded: &mut Option<Upgraded>, event: HttpEvent<'_>, sink: &mut Con
                 *passed = passed.saturating_add(bytes.len() as u64);
                 return;
             }
-            HttpEvent::Missing(_, side, bytes) => {
-                decoder.gap(side, passed[side.index()], bytes, sink);
+            HttpEvent::Missing(_, side, bytes, cause) => {
+                decoder.missing(side, passed[side.index()], bytes, cause, sink);
                 let passed = &mut passed[side.index()];
                 *passed = passed.saturating_add(bytes);
                 return;

@@ -153,6 +153,30 @@ impl fmt::Display for Trouble {
     }
 }
 
+/// How many bytes of something are missing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Missing {
+    /// For any cause.
+    pub bytes: u64,
+    /// How many of them for [`Cause::LeftOut`].
+    pub left_out: u64,
+}
+
+impl Missing {
+    /// So many more are.
+    pub(crate) fn add(&mut self, bytes: u64, cause: Cause) {
+        self.bytes = self.bytes.saturating_add(bytes);
+        if cause == Cause::LeftOut {
+            self.left_out = self.left_out.saturating_add(bytes);
+        }
+    }
+
+    /// How many were lost, or could not be read.
+    pub fn lost(self) -> u64 {
+        self.bytes - self.left_out
+    }
+}
+
 /// Why bytes are missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
@@ -183,7 +207,7 @@ pub enum HttpEvent<'a> {
     /// [`HttpEvent::Switched`]: bytes of what the connection or stream carries now.
     Body(StreamId, Side, &'a [u8]),
     /// Bytes of a body that are missing here.
-    Missing(StreamId, Side, u64),
+    Missing(StreamId, Side, u64, Cause),
     /// The fields behind a body.
     Trailers(StreamId, Side, Vec<Field>),
     /// This side's message is complete.

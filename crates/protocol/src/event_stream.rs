@@ -2,6 +2,7 @@
 
 use crate::body::Body;
 use crate::budget::Budget;
+use crate::event::Cause;
 
 /// Finds events: what stands between blank lines.
 #[derive(Debug)]
@@ -61,8 +62,8 @@ impl EventStream {
     }
 
     /// Is told that the next bytes are missing: returns the event in hand.
-    pub(crate) fn skip(&mut self, bytes: u64, budget: &Budget) -> Option<Body> {
-        self.event.skip(bytes);
+    pub(crate) fn skip(&mut self, bytes: u64, cause: Cause, budget: &Budget) -> Option<Body> {
+        self.event.skip(bytes, cause);
         self.broken = true;
         self.end(budget)
     }
@@ -112,7 +113,7 @@ mod tests {
             stream.push(&[b'x'; 1000], 1000, &budget, |_| panic!());
         }
         assert!(budget.used() <= 1000);
-        let event = stream.skip(5, &budget).unwrap();
+        let event = stream.skip(5, Cause::Lost, &budget).unwrap();
         assert_eq!((event.length, event.content().len()), (100_005, 1000));
     }
 }

@@ -298,8 +298,13 @@ impl Exchange {
         }
         for (name, side) in [("request", Side::Client), ("response", Side::Server)] {
             let missing = self.body(side).missing;
-            if missing > 0 {
-                gaps.push(format!("{missing} bytes of the {name} body are missing"));
+            for (bytes, what) in [
+                (missing.lost(), "are missing"),
+                (missing.left_out, "were not captured (--tsize)"),
+            ] {
+                if bytes > 0 {
+                    gaps.push(format!("{bytes} bytes of the {name} body {what}"));
+                }
             }
         }
         for (name, complete) in [

@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use crate::body::Body;
 use crate::budget::{Budget, Limits, Reservation};
-use crate::event::{Field, HttpEvent, RequestHead, ResponseHead, Side, StreamId, Trouble};
+use crate::event::{
+    Cause, Field, HttpEvent, Missing, RequestHead, ResponseHead, Side, StreamId, Trouble,
+};
 use crate::event_stream::EventStream;
 use crate::exchange::{
     Ended, Ending, Exchange, Message, MessageKind, Redaction, Time, field_value,
@@ -109,9 +111,9 @@ impl Exchanges {
                     open.bytes(time, side, bytes, sink);
                 }
             }
-            HttpEvent::Missing(stream, side, bytes) => {
+            HttpEvent::Missing(stream, side, bytes, cause) => {
                 if let Some(open) = self.open(stream, sink) {
-                    open.missing(time, side, bytes, sink);
+                    open.missing(time, side, bytes, cause, sink);
                 }
             }
             HttpEvent::Trailers(stream, side, fields) => {
@@ -396,23 +398,30 @@ impl Open {
         }
     }
 
-    fn missing(&mut self, time: Time, side: Side, bytes: u64, sink: &mut NoticeSink<'_>) {
+    fn missing(
+        &mut self,
+        time: Time,
+        side: Side,
+        bytes: u64,
+        cause: Cause,
+        sink: &mut NoticeSink<'_>,
+    ) {
         self.touch(side, time);
-        self.body(side).skip(bytes);
+        self.body(side).skip(bytes, cause);
         if self.socket.is_some() {
             return self.socket(time, side, sink, |socket, sink| {
-                socket.gap(side, bytes, sink)
+                socket.missing(side, bytes, cause, sink)
             });
         }
         match &mut self.bodies[side.index()] {
             Framing::None => {}
             Framing::Grpc(deframer, _) => {
-                if let Some(message) = deframer.skip(bytes) {
+                if let Some(message) = deframer.skip(bytes, cause) {
                     self.grpc(time, side, message, sink);
                 }
             }
             Framing::Events(events) => {
-                if let Some(body) = events.skip(bytes, &self.means.budget) {
+                if let Some(body) = events.skip(bytes, cause, &self.means.budget) {
                     self.message(time, side, MessageKind::Event, body, sink);
                 }
             }
@@ -477,6 +486,7 @@ impl Open {
 
     fn socket_event(&mut self, time: Time, event: WebSocketEvent<'_>, sink: &mut NoticeSink<'_>) {
         let mut whole = true;
+        let none = (0, Missing::default());
         let (side, kind, payload, (length, missing)) = match event {
             WebSocketEvent::Message(side, message) => {
                 let kind = match message.kind {
@@ -487,13 +497,13 @@ impl Open {
                 whole = message.length == Some(message.payload.len() as u64);
                 (side, kind, Cow::Borrowed(message.payload), sizes)
             }
-            WebSocketEvent::Ping(side, data) => (side, MessageKind::Ping, data.into(), (0, 0)),
-            WebSocketEvent::Pong(side, data) => (side, MessageKind::Pong, data.into(), (0, 0)),
+            WebSocketEvent::Ping(side, data) => (side, MessageKind::Ping, data.into(), none),
+            WebSocketEvent::Pong(side, data) => (side, MessageKind::Pong, data.into(), none),
             WebSocketEvent::Close(side, code, reason) => {
                 self.closing[side.index()] = true;
                 let code = code.map(u16::to_be_bytes);
                 let payload = [code.as_ref().map_or(&[][..], |code| code), reason].concat();
-                (side, MessageKind::Close, Cow::Owned(payload), (0, 0))
+                (side, MessageKind::Close, Cow::Owned(payload), none)
             }
             WebSocketEvent::Trouble(side, _, trouble) => return self.trouble(side, trouble),
         };

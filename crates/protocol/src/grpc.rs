@@ -3,7 +3,7 @@
 
 use crate::body::Body;
 use crate::budget::Budget;
-use crate::event::{Field, RequestHead};
+use crate::event::{Cause, Field, RequestHead};
 use crate::exchange::field_value;
 
 /// Flags of a message (the first byte of its prefix).
@@ -196,22 +196,26 @@ impl Deframer {
 
     /// Is told that the next bytes are missing: where the next message begins is not known any more.
     /// What there is of the one in hand is returned.
-    pub(crate) fn skip(&mut self, bytes: u64) -> Option<Framed> {
+    pub(crate) fn skip(&mut self, bytes: u64, cause: Cause) -> Option<Framed> {
         if let Some((message, left)) = &mut self.message
             && bytes < u64::from(*left)
         {
-            message.body.skip(bytes);
+            message.body.skip(bytes, cause);
             *left -= bytes as u32;
             return None;
         }
         self.broken = true;
-        self.end()
+        self.give_up(cause)
     }
 
     /// No more bytes come: returns what there is of the message in hand.
     pub(crate) fn end(&mut self) -> Option<Framed> {
+        self.give_up(Cause::Lost)
+    }
+
+    fn give_up(&mut self, cause: Cause) -> Option<Framed> {
         let (mut message, left) = self.message.take()?;
-        message.body.skip(u64::from(left));
+        message.body.skip(u64::from(left), cause);
         Some(message)
     }
 }
@@ -221,6 +225,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::event::Missing;
 
     fn framed(flags: u8, message: &[u8]) -> Vec<u8> {
         let length = (message.len() as u32).to_be_bytes();
@@ -260,11 +265,12 @@ mod tests {
     fn a_gap_within_a_message_keeps_the_next_one() {
         let (mut deframer, budget) = (Deframer::new(), Budget::new(1 << 20));
         let mut found = Vec::new();
-        let mut take =
-            |message: Framed| found.push((message.body.content().to_vec(), message.body.missing));
+        let mut take = |message: Framed| {
+            found.push((message.body.content().to_vec(), message.body.missing.bytes))
+        };
         let all = [framed(0, &[1; 100]), framed(0, b"two")].concat();
         deframer.push(&all[..25], 1000, &budget, &mut take).unwrap();
-        assert!(deframer.skip(10).is_none());
+        assert!(deframer.skip(10, Cause::Lost).is_none());
         deframer.push(&all[35..], 1000, &budget, &mut take).unwrap();
         assert_eq!(found, [(vec![1; 20], 10), (b"two".to_vec(), 0)]);
     }
@@ -275,8 +281,12 @@ mod tests {
         deframer
             .push(&framed(0, &[1; 100])[..50], 1000, &budget, |_| panic!())
             .unwrap();
-        let cut = deframer.skip(60).unwrap();
-        assert_eq!((cut.body.length, cut.body.missing), (100, 55));
+        let cut = deframer.skip(60, Cause::LeftOut).unwrap();
+        let missing = Missing {
+            bytes: 55,
+            left_out: 55,
+        };
+        assert_eq!((cut.body.length, cut.body.missing), (100, missing));
         deframer
             .push(&framed(0, b"never seen"), 1000, &budget, |_| panic!())
             .unwrap();
@@ -338,7 +348,7 @@ mod tests {
             for part in &parts {
                 let _ = deframer.push(part, 1000, &budget, |_| ());
                 if part.len() % 5 == 0 {
-                    deframer.skip(part.len() as u64);
+                    deframer.skip(part.len() as u64, Cause::Lost);
                 }
             }
             prop_assert!(budget.used() <= 1000);

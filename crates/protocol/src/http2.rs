@@ -350,7 +350,7 @@ impl Half {
         if let (Some(padding), true) = (payload.padding, payload.wanted) {
             let missing = bytes.min((payload.remaining - padding).into());
             if missing > 0 {
-                sink(HttpEvent::Missing(place.id(), self.side, missing));
+                sink(HttpEvent::Missing(place.id(), self.side, missing, cause));
             }
         } else if payload.wanted {
             // What of the frame is padding was said in the first missing byte.

@@ -34,8 +34,8 @@ pub use conversation::{
     Conversation, ConversationEvent, ConversationSink, Hint, Protocol, RAW_MAX, UNDECIDED_MAX,
 };
 pub use event::{
-    Cause, Decoder, Field, HttpEvent, HttpSink, RequestHead, ResponseHead, Side, StreamId, Trouble,
-    Version,
+    Cause, Decoder, Field, HttpEvent, HttpSink, Missing, RequestHead, ResponseHead, Side, StreamId,
+    Trouble, Version,
 };
 pub use exchange::{
     Ending, Exchange, Message, MessageKind, Redaction, Sent, Time, field_value, reset_name,

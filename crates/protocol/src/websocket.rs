@@ -13,7 +13,7 @@ mod deflate;
 
 use deflate::{Extension, Inflater};
 
-use crate::event::{Side, Trouble};
+use crate::event::{Cause, Missing, Side, Trouble};
 
 pub use deflate::INFLATED_MAX;
 
@@ -46,7 +46,7 @@ pub struct Message<'a> {
     /// Bytes of the whole payload; `None` if the message is incomplete or could not be decompressed.
     pub length: Option<u64>,
     /// Bytes of the frames' payload that are missing.
-    pub missing: u64,
+    pub missing: Missing,
     /// Bytes of the frames' payload, with those that are missing.
     pub wire_length: u64,
     /// How many frames it came in.
@@ -104,8 +104,8 @@ impl WebSocket {
     }
 
     /// The next `bytes` bytes that `side` sent are missing.
-    pub fn gap(&mut self, side: Side, bytes: u64, sink: &mut WebSocketSink<'_>) {
-        self.ends[side.index()].gap(bytes, sink);
+    pub fn missing(&mut self, side: Side, bytes: u64, cause: Cause, sink: &mut WebSocketSink<'_>) {
+        self.ends[side.index()].missing(bytes, cause, sink);
     }
 
     /// Bytes of memory that are held beyond its own size.
@@ -163,7 +163,7 @@ struct Collected {
     payload: Vec<u8>,
     /// Bytes of the payload, decompressed.
     length: u64,
-    missing: u64,
+    missing: Missing,
     wire_length: u64,
     frames: u64,
     compressed: bool,
@@ -269,7 +269,7 @@ impl End {
             kind,
             payload: Vec::new(),
             length: 0,
-            missing: 0,
+            missing: Missing::default(),
             wire_length: 0,
             frames: 1,
             compressed,
@@ -373,25 +373,25 @@ impl End {
         }
     }
 
-    fn gap(&mut self, bytes: u64, sink: &mut WebSocketSink<'_>) {
-        let why = Trouble::Gap { bytes };
+    fn missing(&mut self, bytes: u64, cause: Cause, sink: &mut WebSocketSink<'_>) {
+        let why = cause.trouble(bytes);
         match self.state {
             State::Stopped => return,
-            State::Payload(frame) if frame.left >= bytes => self.hole(frame, bytes, sink),
+            State::Payload(frame) if frame.left >= bytes => self.hole(frame, bytes, cause, sink),
             State::Header | State::Payload(_) => self.stop(why, sink),
         }
         self.offset = self.offset.saturating_add(bytes);
     }
 
     /// Bytes of this frame's payload are missing, and nothing else.
-    fn hole(&mut self, mut frame: Frame, bytes: u64, sink: &mut WebSocketSink<'_>) {
+    fn hole(&mut self, mut frame: Frame, bytes: u64, cause: Cause, sink: &mut WebSocketSink<'_>) {
         frame.left -= bytes;
         frame.position = (frame.position + (bytes % 4) as usize) % 4;
         frame.holed = true;
         self.state = State::Payload(frame);
         let mut lost = opcode::is_control(frame.opcode);
         if let Some(message) = self.message.as_mut().filter(|_| !lost) {
-            message.missing = message.missing.saturating_add(bytes);
+            message.missing.add(bytes, cause);
             message.wire_length = message.wire_length.saturating_add(bytes);
             if !message.compressed {
                 message.length = message.length.saturating_add(bytes);
@@ -404,7 +404,7 @@ impl End {
             }
         }
         if lost {
-            let why = Trouble::Gap { bytes };
+            let why = cause.trouble(bytes);
             sink(WebSocketEvent::Trouble(self.side, self.offset, why));
         }
         if frame.left == 0 {
@@ -422,7 +422,7 @@ impl End {
 impl Collected {
     fn append(&mut self, bytes: &[u8]) {
         self.length = self.length.saturating_add(bytes.len() as u64);
-        if self.missing == 0 {
+        if self.missing.bytes == 0 {
             let room = MESSAGE_MAX - self.payload.len();
             self.payload.extend(&bytes[..room.min(bytes.len())]);
         }

@@ -112,11 +112,16 @@ pub(crate) fn note(out: &mut Vec<u8>, body: &Body) {
     let shown = body.content().len() as u64;
     let line = match body.state() {
         ContentState::Whole => return,
-        ContentState::Cut if body.missing > 0 => format!(
-            "[the first {}; {} of the body's {} are missing]",
+        ContentState::Cut if body.missing.bytes > 0 => format!(
+            "[the first {}; {} of the body's {} {}]",
             Size(shown),
-            Size(body.missing),
-            Size(body.length)
+            Size(body.missing.bytes),
+            Size(body.length),
+            if body.missing.lost() > 0 {
+                "are missing"
+            } else {
+                "were not captured (--tsize)"
+            }
         ),
         ContentState::Cut if body.length > 0 => {
             format!(

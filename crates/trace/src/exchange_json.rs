@@ -229,7 +229,7 @@ impl<'a> BodyJson<'a> {
     fn new(body: &'a Body, media_type: Option<&[u8]>) -> Self {
         Self {
             length: body.length,
-            missing: body.missing,
+            missing: body.missing.bytes,
             coding: None,
             state: (body.length > 0).then(|| state(body.state())),
             content: (!body.content().is_empty()).then(|| content(body, media_type)),

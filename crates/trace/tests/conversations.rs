@@ -188,6 +188,39 @@ Content-Lengt
     assert_eq!(found, expected, "{found}");
 }
 
+#[test]
+fn bodies_that_are_cut_are_not_called_lost() {
+    let request = [
+        &b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n"[..],
+        &[b'x'; 100],
+    ]
+    .concat();
+    let calls = [
+        (Direction::Read, &request[..]),
+        (
+            Direction::Write,
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        ),
+    ];
+    let expected = "\
+#1/1 ← POST https://h/ → 200 OK, 2 bytes, 0 ns
+POST / HTTP/1.1
+Host: h
+Content-Length: 100
+
+xxxxxxxxxxxxxxx
+[the first 15 bytes; 85 bytes of the body's 100 bytes were not captured (--tsize)]
+
+HTTP/1.1 200 OK
+Content-Length: 2
+
+ok
+[incomplete: 85 bytes of the request body were not captured (--tsize)]
+";
+    let found = text_of_cut(b"http/1.1", 64, &calls);
+    assert_eq!(found, expected, "{found}");
+}
+
 /// Nothing was sent before the capture began.
 #[test]
 fn what_follows_a_cut_preface_was_not_joined_in_the_middle() {

@@ -213,7 +213,12 @@ fn what_is_open_at_the_end_is_handed_out_with_what_is_missing() {
         .end(ONE, Side::Client)
         .request(StreamId(3), "/b", &[])
         .body(StreamId(3), Side::Client, b"begin")
-        .event(HttpEvent::Missing(StreamId(3), Side::Client, 7))
+        .event(HttpEvent::Missing(
+            StreamId(3),
+            Side::Client,
+            7,
+            Cause::Lost,
+        ))
         .body(StreamId(3), Side::Client, b"never shown")
         .response(StreamId(5), 200, &[])
         .close(Ending::CaptureEnded);
@@ -523,7 +528,7 @@ proptest! {
                 0 => bench.request(id, "/", &[kind, ("content-encoding", "gzip")]),
                 1 => bench.response(id, if *client { 200 } else { 101 }, &[kind]),
                 2..=4 => bench.body(id, side, bytes),
-                5 => bench.event(HttpEvent::Missing(id, side, bytes.len() as u64)),
+                5 => bench.event(HttpEvent::Missing(id, side, bytes.len() as u64, Cause::Lost)),
                 6 => bench.event(HttpEvent::Trouble(Some(id), side, 0, Trouble::MidStream)),
                 7 => bench.end(id, side),
                 _ => bench.event(HttpEvent::Switched(id, bytes.clone())),

@@ -151,7 +151,7 @@ impl Http1 {
                 let missing = bytes.min(*left);
                 *left -= missing;
                 let complete = *left == 0;
-                sink(HttpEvent::Missing(id, side, missing));
+                sink(HttpEvent::Missing(id, side, missing, cause));
                 if complete {
                     self.end(side, id, sink);
                 }
@@ -163,13 +163,13 @@ impl Http1 {
             State::Body(id, Framing::Chunked(chunked)) => {
                 let id = *id;
                 if chunked.skip(bytes) {
-                    sink(HttpEvent::Missing(id, side, bytes));
+                    sink(HttpEvent::Missing(id, side, bytes, cause));
                 } else {
                     self.lose(side, Some(id), offset, why, sink);
                 }
             }
             State::Body(id, Framing::UntilClose) | State::Tunnel(id) => {
-                sink(HttpEvent::Missing(*id, side, bytes));
+                sink(HttpEvent::Missing(*id, side, bytes, cause));
             }
             State::BodyOrHead(id, _) => {
                 let id = *id;

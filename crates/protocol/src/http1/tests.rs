@@ -33,7 +33,7 @@ pub(super) fn collect(seen: &mut Vec<Seen>, event: HttpEvent<'_>) {
             }
             Seen::Body(id, side, bytes.to_vec())
         }
-        HttpEvent::Missing(id, side, bytes) => Seen::Missing(id, side, bytes),
+        HttpEvent::Missing(id, side, bytes, _) => Seen::Missing(id, side, bytes),
         HttpEvent::Trailers(id, side, fields) => Seen::Trailers(id, side, fields),
         HttpEvent::End(id, side) => Seen::End(id, side),
         HttpEvent::Switched(id, protocol) => Seen::Switched(id, protocol),

@@ -31,7 +31,7 @@ fn add(seen: &mut Vec<Seen>, event: HttpEvent<'_>) {
             }
             Seen::Body(id, side, bytes.to_vec())
         }
-        HttpEvent::Missing(StreamId(id), side, bytes) => Seen::Missing(id, side, bytes),
+        HttpEvent::Missing(StreamId(id), side, bytes, _) => Seen::Missing(id, side, bytes),
         HttpEvent::Trailers(StreamId(id), side, fields) => Seen::Trailers(id, side, fields),
         HttpEvent::End(StreamId(id), side) => Seen::End(id, side),
         HttpEvent::Reset(StreamId(id), side, code) => Seen::Reset(id, side, code),

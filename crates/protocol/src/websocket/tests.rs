@@ -15,7 +15,13 @@ fn collect(seen: &mut Vec<Seen>, event: WebSocketEvent<'_>) {
     seen.push(match event {
         WebSocketEvent::Message(side, message) => {
             let payload = message.payload.to_vec();
-            Seen::Message(side, message.kind, payload, message.length, message.missing)
+            Seen::Message(
+                side,
+                message.kind,
+                payload,
+                message.length,
+                message.missing.bytes,
+            )
         }
         WebSocketEvent::Ping(side, data) => Seen::Control(side, opcode::PING, None, data.to_vec()),
         WebSocketEvent::Pong(side, data) => Seen::Control(side, opcode::PONG, None, data.to_vec()),
@@ -189,10 +195,10 @@ fn missing_payload_is_counted() {
     let mut seen = Vec::new();
     let sink: &mut WebSocketSink<'_> = &mut |event| collect(&mut seen, event);
     decoder.data(Side::Client, &whole[..8], sink);
-    decoder.gap(Side::Client, 3, sink);
+    decoder.missing(Side::Client, 3, Cause::Lost, sink);
     decoder.data(Side::Client, &whole[11..], sink);
     decoder.data(Side::Client, &next, sink);
-    decoder.gap(Side::Client, 1, sink);
+    decoder.missing(Side::Client, 1, Cause::Lost, sink);
     decoder.data(Side::Client, &next, sink);
     assert_eq!(
         seen,
@@ -215,9 +221,9 @@ fn lengths_beyond_all_counting_do_no_harm() {
             &[first, 127, 0x7f, 255, 255, 255, 255, 255, 255, 255],
             sink,
         );
-        decoder.gap(Side::Server, u64::MAX >> 1, sink);
+        decoder.missing(Side::Server, u64::MAX >> 1, Cause::Lost, sink);
     }
-    decoder.gap(Side::Server, u64::MAX, sink);
+    decoder.missing(Side::Server, u64::MAX, Cause::Lost, sink);
     assert_eq!(seen.len(), 2);
     assert!(matches!(seen[0], Seen::Message(.., u64::MAX)));
 }
@@ -239,7 +245,7 @@ fn a_gap_in_a_compressed_message_spoils_the_context() {
         let mut seen = Vec::new();
         let sink: &mut WebSocketSink<'_> = &mut |event| collect(&mut seen, event);
         decoder.data(Side::Server, &first[..6], sink);
-        decoder.gap(Side::Server, 2, sink);
+        decoder.missing(Side::Server, 2, Cause::Lost, sink);
         decoder.data(Side::Server, &first[8..], sink);
         decoder.data(Side::Server, &second, sink);
         assert_eq!(
@@ -336,7 +342,7 @@ proptest! {
         let mut seen = Vec::new();
         let sink: &mut WebSocketSink<'_> = &mut |event| collect(&mut seen, event);
         decoder.data(Side::Client, &bytes[..begin], sink);
-        decoder.gap(Side::Client, (end - begin) as u64, sink);
+        decoder.missing(Side::Client, (end - begin) as u64, Cause::Lost, sink);
         decoder.data(Side::Client, &bytes[end..], sink);
         decoder.close(sink);
         let messages = seen.iter().filter(|event| matches!(event, Seen::Message(..)));
@@ -359,7 +365,7 @@ proptest! {
         for (client, gap, bytes) in calls {
             let side = if client { Side::Client } else { Side::Server };
             if gap {
-                decoder.gap(side, bytes.len() as u64, &mut |_| {});
+                decoder.missing(side, bytes.len() as u64, Cause::Lost, &mut |_| {});
             } else {
                 decoder.data(side, &bytes, &mut |_| {});
             }

@@ -56,7 +56,7 @@ impl Decoded {
                     None => pieces.push(bytes.to_vec()),
                 }
             }
-            HttpEvent::Missing(id, side, bytes) => {
+            HttpEvent::Missing(id, side, bytes, _) => {
                 self.on(id).bodies[side.index()].push(Vec::new());
                 self.missing += bytes;
             }
