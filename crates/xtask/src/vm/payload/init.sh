@@ -76,7 +76,8 @@ usual="$quick exact::go_1_24::reads_from_returns exact::a_uid_keeps_other_users_
     plain::both_ends privileges::
     recording::text_and_json recording::losses recording::packets
     faults::a_payload_that_is_not_in_memory process::the_executable_may_be
-    harmless::nothing_is_left_in_tracefs
+    harmless::nothing_is_left_in_tracefs harmless::a_program_that_is_overwritten
+    many::a_program_that_is_overwritten
     pcap::namespace::nothing_of_ours_remains
     many::ten_programs many::processes_of_one many::the_end_of_the_last containers:: exec_gate::"
 usual_packets="$quick_packets filter_and_snaplen_hold_and_all_packets_are_all
