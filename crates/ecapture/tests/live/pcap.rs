@@ -8,7 +8,7 @@ mod namespace;
 mod well_formed;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -133,14 +133,20 @@ impl Captured {
 struct Frame {
     /// What tells it from other packets, for people too: addresses, ports, numbers.
     identity: String,
-    /// Both ports.
-    ports: [u16; 2],
+    /// Its sender and its receiver.
+    ends: [SocketAddr; 2],
     /// With the direction, as tshark has them.
     interface: Vec<String>,
     direction: Vec<String>,
     comment: Vec<String>,
     captured: u64,
     length: u64,
+}
+
+impl Frame {
+    fn ports(&self) -> [u16; 2] {
+        self.ends.map(|end| end.port())
+    }
 }
 
 /// All packets of TCP in a file.
@@ -172,14 +178,22 @@ fn frames(recording: &Recording) -> Result<Vec<Frame>> {
         let value = value.with_context(|| format!("no {field}: {packet:?}"))?;
         Ok(value.parse()?)
     };
-    let port = |packet: &Packet, field| Ok::<_, anyhow::Error>(number(packet, field)? as u16);
+    let end = |packet: &Packet, [ip, ipv6, port]: [&str; 3]| -> Result<SocketAddr> {
+        // In a tunnel of the same version of IP, the inner one.
+        let ip = texts(packet, ip).last().or(texts(packet, ipv6).last());
+        let ip = ip.with_context(|| format!("no address: {packet:?}"))?;
+        Ok(SocketAddr::new(ip.parse()?, number(packet, port)? as u16))
+    };
     let frame = |packet: &Packet| {
         let identity = IDENTITY.map(|field| texts(packet, field).join(","));
         let [interface, direction, comment] =
             [ABOUT[0], ABOUT[1], ABOUT[2]].map(|field| texts(packet, field).to_vec());
         Ok(Frame {
             identity: identity.join(" "),
-            ports: [port(packet, "tcp.srcport")?, port(packet, "tcp.dstport")?],
+            ends: [
+                end(packet, ["ip.src", "ipv6.src", "tcp.srcport"])?,
+                end(packet, ["ip.dst", "ipv6.dst", "tcp.dstport"])?,
+            ],
             interface,
             direction,
             comment,

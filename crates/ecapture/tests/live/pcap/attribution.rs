@@ -1,7 +1,7 @@
 //! Whose packets are captured: all of the target's, and no others, while somebody else talks on the
 //! same interface.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::Result;
 use xtask::matrix::GoRelease;
@@ -44,13 +44,7 @@ impl Other {
 
     /// Whether it is at either end. A target may have the same port at another address.
     fn has(&self, frame: &Frame) -> bool {
-        // There is an IPv4 address or an IPv6 one, and then the port.
-        let addr = self.https.addr();
-        let end = match addr.ip() {
-            IpAddr::V4(ip) => format!("{ip}  {} ", addr.port()),
-            IpAddr::V6(ip) => format!(" {ip} {} ", addr.port()),
-        };
-        frame.identity.contains(&end)
+        frame.ends.contains(&self.https.addr())
     }
 }
 
@@ -162,7 +156,7 @@ fn connections_that_were_open_before_us() -> Result<()> {
             let missing = without(&counted(&recorded), &counted(&found));
             assert!(missing.is_empty(), "{missing:#?}");
             assert!(counted(&found).values().all(|&count| count == 1));
-            assert!(found.iter().all(|frame| frame.ports.contains(&port)));
+            assert!(found.iter().all(|frame| frame.ports().contains(&port)));
         }
     }
     Ok(())
@@ -186,9 +180,9 @@ fn a_target_that_is_killed_amid_its_traffic() -> Result<()> {
     let captured = [by_pid.finish(&[port])?, by_file.stop(&[port])?];
     let recorded = frames(&recording.stop()?)?;
     // The client tries to connect once more. That is the target's affair only if it still listens.
-    let connection = recorded[0].ports[0];
+    let connection = recorded[0].ports()[0];
     let of_connection = |frames: Vec<Frame>| -> Vec<Frame> {
-        let of_it = |frame: &Frame| frame.ports.contains(&connection);
+        let of_it = |frame: &Frame| frame.ports().contains(&connection);
         frames.into_iter().filter(of_it).collect()
     };
     let recorded = of_connection(recorded);

@@ -81,7 +81,7 @@ fn a_filter_selects_and_excludes() -> Result<()> {
         let captured = capture.stop(&[port])?;
         let found = captured.frames()?;
         assert!(!found.is_empty());
-        assert!(found.iter().all(|frame| frame.ports.contains(&port)));
+        assert!(found.iter().all(|frame| frame.ports().contains(&port)));
         assert_eq!(captured.recording.http_by_own_keys()?.len(), 2);
     }
     assert_eq!(nothing.stop(&[])?.summary.packets, 0);

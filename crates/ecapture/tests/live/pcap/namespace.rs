@@ -122,7 +122,7 @@ fn either_end_of_a_joint_sees_the_same_packets() -> Result<()> {
             let frames = captured.frames()?;
             for frame in &frames {
                 assert_eq!(frame.interface, [INTERFACE]);
-                let expected = if frame.ports[1] == port {
+                let expected = if frame.ports()[1] == port {
                     to_server
                 } else {
                     3 - to_server

@@ -56,7 +56,7 @@ fn every_packet_is_there_once_with_its_process() -> Result<()> {
         let process = format!("exchange[{pid}]");
         let [sent, received] = [format!("sent by {process}"), format!("for {process}")];
         for frame in &found {
-            let comment = if frame.ports[0] == port {
+            let comment = if frame.ports()[0] == port {
                 &sent
             } else {
                 &received
