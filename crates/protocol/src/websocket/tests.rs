@@ -188,6 +188,21 @@ fn what_is_no_frame_stops_that_side() {
 }
 
 #[test]
+fn why_payload_is_missing_is_said_of_its_message() {
+    let mut decoder = WebSocket::new(b"");
+    let mut missing = Vec::new();
+    let sink: &mut WebSocketSink<'_> = &mut |event| match event {
+        WebSocketEvent::Message(_, message) => missing.push(message.missing),
+        event => panic!("{event:?}"),
+    };
+    decoder.data(Side::Server, b"\x82\x0aab", sink);
+    decoder.missing(Side::Server, 3, Cause::LeftOut, sink);
+    decoder.missing(Side::Server, 5, Cause::Lost, sink);
+    assert_eq!(missing.len(), 1);
+    assert_eq!((missing[0].left_out, missing[0].lost()), (3, 5));
+}
+
+#[test]
 fn missing_payload_is_counted() {
     let whole = frame(0x81, b"Hello, world", Some([9, 8, 7, 6]));
     let next = frame(0x81, b"next", Some([9, 8, 7, 5]));
